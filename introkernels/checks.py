@@ -1,0 +1,431 @@
+"""Checks of arguments: every bad call ends here, before any kernel runs.
+
+Each message names the argument, what it got and what is allowed. All checks but
+:func:`target_in_range` and :func:`class_index_values` look at shapes, dtypes and Python numbers
+only, so they never read a tensor's values and never wait for a device.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES, ExplanationStats
+
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def describe(value: object) -> str:
+    """A short description of an argument for a message, e.g. ``float32[4, 10] on cpu``."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype}{list(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def floating_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a strided tensor of a supported floating dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    if value.dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} must be float64, float32, bfloat16 or float16, got {describe(value)}"
+        )
+    _strided(name, value)
+
+
+def int64_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a strided int64 tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {describe(value)}")
+    _strided(name, value)
+
+
+def _strided(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense (strided) tensor, got layout {value.layout}: "
+            "convert it with .to_dense()"
+        )
+
+
+def same_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError unless all tensors lie on the device of ``first``."""
+    for name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(
+                f"{name} must be on the device of {first_name} ({first.device}), "
+                f"got {describe(other)}"
+            )
+
+
+def mixable_dtypes(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Raise TypeError where float64 meets another dtype; float32 and the half types mix."""
+    for name, other in others.items():
+        if other is not None and (other.dtype == torch.float64) != (first.dtype == torch.float64):
+            raise TypeError(
+                f"{name} and {first_name} can't mix float64 with another dtype: got "
+                f"{name} {describe(other)} and {first_name} {describe(first)}; "
+                "float32, bfloat16 and float16 mix freely"
+            )
+
+
+def _real(name: str, value: object, allowed: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a number {allowed}, got {describe(value)}")
+    return float(value)
+
+
+def positive(name: str, value: object) -> float:
+    """``value`` as a float; raises unless it is a finite number > 0."""
+    number = _real(name, value, "> 0")
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: object) -> float:
+    """``value`` as a float; raises unless it is a finite number >= 0."""
+    number = _real(name, value, ">= 0")
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
+    """``value`` as a float; raises unless it lies in [0, 1]."""
+    number = _real(name, value, "in [0, 1]")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return number
+
+
+def integer(name: str, value: object) -> int:
+    """``value`` as an int; raises TypeError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
+    return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` as a bool; raises TypeError for anything else."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return value
+
+
+def choice(name: str, value: object, allowed: Sequence[str]) -> int:
+    """The position of ``value`` in ``allowed``; raises ValueError if it is not there."""
+    if isinstance(value, str) and value in allowed:
+        return allowed.index(value)
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def reduction(value: object) -> int:
+    """The code of a reduction, as the ops take it."""
+    return choice("reduction", value, REDUCTIONS)
+
+
+def similarity(value: object) -> int:
+    """The code of a similarity, as the ops take it."""
+    return choice("similarity", value, SIMILARITIES)
+
+
+def label_mode(value: object) -> int:
+    """The code of a label mode, as the ops take it."""
+    return choice("label_mode", value, LABEL_MODES)
+
+
+def loss_keywords(
+    temperature: object,
+    ce_weight: object,
+    kl_weight: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction_name: object,
+) -> tuple[float, float, float, int, float, int]:
+    """The numbers that every loss operator takes, checked and in its order."""
+    return (
+        positive("temperature", temperature),
+        non_negative("ce_weight", ce_weight),
+        non_negative("kl_weight", kl_weight),
+        integer("ignore_index", ignore_index),
+        fraction("label_smoothing", label_smoothing),
+        reduction(reduction_name),
+    )
+
+
+def label_keywords(
+    similarity_temperature: object,
+    similarity_name: object,
+    label_mode_name: object,
+    non_target_mass: object,
+) -> tuple[float, int, int, float]:
+    """The numbers that make soft labels of statistics, checked and in the operators' order."""
+    return (
+        positive("similarity_temperature", similarity_temperature),
+        similarity(similarity_name),
+        label_mode(label_mode_name),
+        fraction("non_target_mass", non_target_mass),
+    )
+
+
+def logits_and_target(logits: object, target: object) -> None:
+    """Check ``logits [B, C]`` with ``C >= 1`` and ``target [B]`` int64 on one device."""
+    floating_tensor("logits", logits)
+    assert isinstance(logits, Tensor)
+    if logits.dim() != 2:
+        raise ValueError(
+            f"logits must have shape [B, C], got {describe(logits)}; move the class dimension "
+            "last and flatten the others into rows"
+        )
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have at least one class, got {describe(logits)}")
+    target_of_rows(target, "logits", logits)
+
+
+def target_of_rows(target: object, owner_name: str, owner: Tensor) -> None:
+    """Check that ``target`` is int64 ``[B]`` with the rows and the device of ``owner``."""
+    int64_tensor("target", target)
+    assert isinstance(target, Tensor)
+    if target.dim() != 1 or target.shape[0] != owner.shape[0]:
+        raise ValueError(
+            f"target must have shape [{owner.shape[0]}], one class index for each row of "
+            f"{owner_name}, got {describe(target)}"
+        )
+    same_device(owner_name, owner, target=target)
+
+
+def rows_of(owner_name: str, owner: Tensor, **others: Tensor) -> None:
+    """Raise ValueError unless each tensor has as many rows as ``owner``."""
+    for name, other in others.items():
+        if other.shape[0] != owner.shape[0]:
+            raise ValueError(
+                f"{name} must have {owner.shape[0]} rows, as many as {owner_name} "
+                f"{list(owner.shape)}, got {describe(other)}"
+            )
+
+
+def linear_head(features: object, weight: object, target: object, bias: object) -> None:
+    """Check ``features [..., D]``, ``weight [C, D]``, ``target [...]`` and ``bias [C]`` or None."""
+    floating_tensor("features", features)
+    floating_tensor("weight", weight)
+    int64_tensor("target", target)
+    assert isinstance(features, Tensor)
+    assert isinstance(weight, Tensor)
+    assert isinstance(target, Tensor)
+    if features.dim() == 0:
+        raise ValueError(f"features must have shape [..., D], got {describe(features)}")
+    width = features.shape[-1]
+    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight must have shape [C, {width}] with C >= 1, as many columns as features "
+            f"{list(features.shape)}, got {describe(weight)}"
+        )
+    if target.shape != features.shape[:-1]:
+        raise ValueError(
+            f"target must have shape {list(features.shape[:-1])}, that of features without the "
+            f"last dimension, got {describe(target)}"
+        )
+    same_device("features", features, weight=weight, target=target)
+    mixable_dtypes("features", features, weight=weight)
+    if bias is None:
+        return
+    floating_tensor("bias", bias)
+    assert isinstance(bias, Tensor)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape [{weight.shape[0]}], got {describe(bias)}")
+    same_device("features", features, bias=bias)
+    mixable_dtypes("features", features, bias=bias)
+
+
+def class_weight(weight: object, num_classes: int, owner: Tensor, name: str = "weight") -> None:
+    """Check that the class weights are None or floating ``[C]`` on the device of ``owner``."""
+    if weight is None:
+        return
+    floating_tensor(name, weight)
+    assert isinstance(weight, Tensor)
+    if weight.dim() != 1 or weight.shape[0] != num_classes:
+        raise ValueError(
+            f"{name} must have shape [{num_classes}], one weight for each class, "
+            f"got {describe(weight)}"
+        )
+    if weight.device != owner.device:
+        raise ValueError(f"{name} must be on {owner.device}, got {describe(weight)}")
+
+
+def teacher_logits(teacher: object, logits: Tensor) -> None:
+    """Check that ``teacher_logits`` matches ``logits`` in shape, device and kind of dtype."""
+    floating_tensor("teacher_logits", teacher)
+    assert isinstance(teacher, Tensor)
+    if teacher.shape != logits.shape:
+        raise ValueError(
+            f"teacher_logits must have the shape of logits {list(logits.shape)}, "
+            f"got {describe(teacher)}"
+        )
+    same_device("logits", logits, teacher_logits=teacher)
+    mixable_dtypes("logits", logits, teacher_logits=teacher)
+
+
+def class_index(index: object, rows: int, owner: Tensor) -> None:
+    """Check that ``class_index`` is None or int64 ``[B, K]`` with ``K >= 1``."""
+    if index is None:
+        return
+    int64_tensor("class_index", index)
+    assert isinstance(index, Tensor)
+    if index.dim() != 2 or index.shape[0] != rows or index.shape[1] == 0:
+        raise ValueError(
+            f"class_index must have shape [{rows}, K] with K >= 1, got {describe(index)}"
+        )
+    if index.device != owner.device:
+        raise ValueError(f"class_index must be on {owner.device}, got {describe(index)}")
+
+
+def gradients_and_inputs(
+    gradients: object, inputs: object, class_index: Tensor | None, num_classes: int | None
+) -> None:
+    """Check ``gradients [B, K, *S]`` against ``inputs [B, *S]`` and the explained classes."""
+    floating_tensor("gradients", gradients)
+    floating_tensor("inputs", inputs)
+    assert isinstance(gradients, Tensor) and isinstance(inputs, Tensor)
+    if gradients.dim() < 2 or inputs.dim() < 1:
+        raise ValueError(
+            "gradients must have shape [B, C, *S] and inputs [B, *S], got gradients "
+            f"{describe(gradients)} and inputs {describe(inputs)}"
+        )
+    rows, classes = gradients.shape[0], gradients.shape[1]
+    if (rows, *gradients.shape[2:]) != tuple(inputs.shape):
+        raise ValueError(
+            f"inputs must have shape {[rows, *gradients.shape[2:]]}, that of gradients "
+            f"{list(gradients.shape)} without its class dimension, got {describe(inputs)}"
+        )
+    if classes == 0:
+        raise ValueError(f"gradients must hold at least one class, got {describe(gradients)}")
+    if class_index is not None and class_index.shape[1] != classes:
+        raise ValueError(
+            f"class_index must have shape [{rows}, {classes}], one class for each of the "
+            f"gradients {list(gradients.shape)}, got {describe(class_index)}"
+        )
+    if class_index is None and num_classes is not None and classes != num_classes:
+        raise ValueError(
+            f"gradients must hold all {num_classes} classes of logits in dimension 1, got "
+            f"{describe(gradients)}; name the classes with class_index where they are fewer"
+        )
+    same_device("gradients", gradients, inputs=inputs)
+    mixable_dtypes("gradients", gradients, inputs=inputs)
+
+
+def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None) -> None:
+    """Check an :class:`ExplanationStats` against the rows and classes it will meet."""
+    if not isinstance(value, ExplanationStats):
+        raise TypeError(
+            f"stats must be an introkernels.ExplanationStats, got {type(value).__name__}"
+        )
+    floating_tensor("stats.dots", value.dots)
+    floating_tensor("stats.sq_norms", value.sq_norms)
+    rows = owner.shape[0]
+    if value.dots.dim() != 2 or value.dots.shape[0] != rows or value.dots.shape[1] == 0:
+        raise ValueError(
+            f"stats.dots must have shape [{rows}, K] with K >= 1, got {describe(value.dots)}"
+        )
+    if value.sq_norms.shape != value.dots.shape:
+        raise ValueError(
+            f"stats.sq_norms must have the shape of stats.dots {list(value.dots.shape)}, "
+            f"got {describe(value.sq_norms)}"
+        )
+    if value.sq_norms.dtype != value.dots.dtype:
+        raise TypeError(
+            f"stats.dots and stats.sq_norms must have one dtype, got {describe(value.dots)} "
+            f"and {describe(value.sq_norms)}"
+        )
+    class_index(value.class_index, rows, owner)
+    classes = value.dots.shape[1]
+    if value.class_index is not None and value.class_index.shape[1] != classes:
+        raise ValueError(
+            f"stats.class_index must have the shape of stats.dots {list(value.dots.shape)}, "
+            f"got {describe(value.class_index)}"
+        )
+    if value.class_index is None and num_classes is not None and classes != num_classes:
+        raise ValueError(
+            f"stats.dots must hold all {num_classes} classes, got {describe(value.dots)}; "
+            "name the classes with stats.class_index where they are fewer"
+        )
+    same_device(
+        owner_name, owner, **{"stats.dots": value.dots, "stats.sq_norms": value.sq_norms}
+    )
+
+
+def stats_and_target(value: object, target: object) -> None:
+    """Check an :class:`ExplanationStats` and the ``target [B]`` of its rows."""
+    if isinstance(value, ExplanationStats):
+        floating_tensor("stats.dots", value.dots)
+        target_of_rows(target, "stats.dots", value.dots)
+        stats(value, "stats.dots", value.dots, None)
+    else:
+        raise TypeError(
+            f"stats must be an introkernels.ExplanationStats, got {type(value).__name__}"
+        )
+
+
+def values_are_readable(tensor: Tensor) -> bool:
+    """Whether the values of index tensors are checked: always on the CPU.
+
+    On a GPU reading them would stall its stream, so it happens only under ``INTROKERNELS_CHECK=1``;
+    without it a kernel answers a bad row with NaN.
+    """
+    return tensor.device.type == "cpu" or os.environ.get("INTROKERNELS_CHECK") == "1"
+
+
+def target_in_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise IndexError for a target outside ``[0, num_classes)`` that is not ``ignore_index``."""
+    if not values_are_readable(target):
+        return
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        raise IndexError(
+            f"target[{row}] is {int(target[row])}, outside [0, {num_classes}) and not "
+            f"ignore_index={ignore_index}"
+        )
+
+
+def class_index_values(
+    index: Tensor | None, target: Tensor, num_classes: int | None, ignore_index: int
+) -> None:
+    """Raise for a row of ``class_index`` that is out of range, repeats a class or lacks its target.
+
+    IndexError for a class outside ``[0, num_classes)``, ValueError for the two others. Ignored
+    rows may hold anything.
+    """
+    if index is None or not values_are_readable(index):
+        return
+    live = target != ignore_index
+    top = num_classes if num_classes is not None else torch.iinfo(torch.int64).max
+    outside = ((index < 0) | (index >= top)) & live[:, None]
+    if bool(outside.any()):
+        row, column = (int(i) for i in outside.nonzero()[0])
+        raise IndexError(
+            f"class_index[{row}, {column}] is {int(index[row, column])}, "
+            f"outside [0, {num_classes if num_classes is not None else 'num_classes'})"
+        )
+    lacking = live & ~(index == target[:, None]).any(1)
+    if bool(lacking.any()):
+        row = int(lacking.nonzero()[0, 0])
+        raise ValueError(
+            f"class_index[{row}] must hold the row's target {int(target[row])}, "
+            f"got {index[row].tolist()}"
+        )
+    ordered = index.sort(1).values
+    repeated = live & (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(repeated.any()):
+        row = int(repeated.nonzero()[0, 0])
+        raise ValueError(
+            f"class_index[{row}] must name each class once, got {index[row].tolist()}"
+        )

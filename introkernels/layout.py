@@ -1,0 +1,27 @@
+"""Views that bring the tensors of a call into the shapes of the operators, without copying."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def flatten_explanations(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B, K, *S]`` and ``[B, *S]`` as ``[B, K, D]`` and ``[B, D]``.
+
+    Inner products don't care about the order of the D dimensions as long as both tensors share it,
+    so they are flattened in the order in which the gradients lie in memory: a channels-last
+    gradient is read in place, and only the ``K`` times smaller inputs may be copied.
+    """
+    spatial = gradients.dim() - 2
+    if spatial == 0:
+        return gradients.unsqueeze(-1), inputs.unsqueeze(-1)
+    if spatial > 1:
+        order = sorted(range(spatial), key=lambda d: -gradients.stride(d + 2))
+        gradients = gradients.permute(0, 1, *(d + 2 for d in order)).flatten(2)
+        inputs = inputs.permute(0, *(d + 1 for d in order)).flatten(1)
+    return gradients, inputs
+
+
+def flatten_rows(features: Tensor) -> Tensor:
+    """``[..., D]`` as ``[N, D]``; a single row for ``[D]``."""
+    return features.unsqueeze(0) if features.dim() == 1 else features.flatten(0, -2)

@@ -1,0 +1,1 @@
+"""The operators behind the losses: their schemas, the libraries that serve them, the choice."""
