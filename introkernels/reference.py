@@ -401,7 +401,8 @@ def kl_divergence(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
     has_label = exists & (log_q != _NEVER)
     q = torch.where(has_label, log_q.exp(), 0)
     difference = torch.where(has_label, log_q, 0) - torch.where(has_label, log_p, 0)
-    return (q * difference + p_minus_q(log_q, log_p, exists)).sum(1)
+    cross = torch.where(q == 0, 0, q * difference)
+    return (cross + p_minus_q(log_q, log_p, exists)).sum(1)
 
 
 def p_minus_q(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
@@ -461,8 +462,8 @@ def _log_soft_labels(
     others = exists & ~is_target
     has_target = (exists & is_target).any(1, keepdim=True)
     # Where one of the two sides does not exist, the other one holds all of the mass.
-    mass = torch.where(has_target, non_target_mass, 1.0).to(teacher)
-    mass = torch.where(others.any(1, keepdim=True), mass, 0)
+    mass = torch.full_like(teacher[:, :1], non_target_mass).masked_fill(~has_target, 1)
+    mass = mass.masked_fill(~others.any(1, keepdim=True), 0)
     log_others = mass.log() + torch.log_softmax(teacher.masked_fill(~others, _NEVER), 1)
     log_q = torch.where(others, log_others, _NEVER)
     return torch.where(exists & is_target, torch.log1p(-mass), log_q)

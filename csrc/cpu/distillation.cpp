@@ -1,0 +1,57 @@
+// Distillation from given teacher logits.
+#include "cpu/row_loop.h"
+#include "cpu/validate.h"
+
+namespace introkernels::cpu {
+
+namespace {
+
+auto teacher_of(const Input& teacher_logits) {
+  return [&teacher_logits] {
+    return [&teacher_logits](int64_t row, const double*, int64_t, double* t) {
+      teacher_logits.read(row, 0, teacher_logits.size(1), t);
+    };
+  };
+}
+
+}  // namespace
+
+LossOutputs distillation_forward(const Tensor& logits, const Tensor& teacher_logits,
+                                 const Tensor& target, const std::optional<Tensor>& weight,
+                                 double temperature, double ce_weight, double kl_weight,
+                                 int64_t ignore_index, double label_smoothing, int64_t reduction) {
+  const LossOptions options{temperature,  ce_weight,       kl_weight,
+                            ignore_index, label_smoothing, Reduction(reduction)};
+  const Input z(logits), t(teacher_logits);
+  const Indices y(target);
+  check_targets(y, z.size(1), ignore_index);
+  const std::vector<double> class_weight = values_of(weight);
+  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
+  LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
+  forward_rows(z, y, loss, ignore_index, teacher_of(t), &collector);
+  return collector.finish();
+}
+
+Tensor distillation_backward(const Tensor& grad_loss, const Tensor& logits,
+                             const Tensor& teacher_logits, const Tensor& target,
+                             const Tensor& row_state, const Tensor& totals,
+                             const std::optional<Tensor>& weight, double temperature,
+                             double ce_weight, double kl_weight, int64_t ignore_index,
+                             double label_smoothing, int64_t reduction) {
+  const LossOptions options{temperature,  ce_weight,       kl_weight,
+                            ignore_index, label_smoothing, Reduction(reduction)};
+  const Input z(logits), t(teacher_logits);
+  const std::vector<double> class_weight = values_of(weight);
+  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
+  Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());
+  backward_rows(z, Indices(target), loss, ignore_index, states_of(row_state),
+                LossScales(grad_loss, totals, options), teacher_of(t), Output(grad_logits));
+  return grad_logits;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(introkernels, CPU, library) {
+  library.impl("distillation_forward", TORCH_BOX(&distillation_forward));
+  library.impl("distillation_backward", TORCH_BOX(&distillation_backward));
+}
+
+}  // namespace introkernels::cpu

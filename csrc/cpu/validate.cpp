@@ -1,0 +1,69 @@
+#include "cpu/validate.h"
+
+#include <algorithm>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+namespace introkernels::cpu {
+
+namespace {
+
+std::string row_as_text(const std::vector<int64_t>& row) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < row.size(); ++i) text << (i ? ", " : "") << row[i];
+  text << ']';
+  return text.str();
+}
+
+}  // namespace
+
+void check_targets(const Indices& target, int64_t num_classes, int64_t ignore_index) {
+  for (int64_t row = 0; row < target.size(0); ++row) {
+    const int64_t y = target(row);
+    if (y == ignore_index || (y >= 0 && y < num_classes)) continue;
+    std::ostringstream text;
+    text << "target[" << row << "] is " << y << ", outside [0, " << num_classes
+         << ") and not ignore_index=" << ignore_index;
+    throw std::out_of_range(text.str());
+  }
+}
+
+void check_class_index(const Indices& class_index, const Indices& target, int64_t num_classes,
+                       int64_t ignore_index) {
+  const int64_t num_explained = class_index.size(1);
+  std::vector<int64_t> classes(static_cast<size_t>(num_explained));
+  for (int64_t row = 0; row < target.size(0); ++row) {
+    const int64_t y = target(row);
+    if (y == ignore_index) continue;
+    class_index.read(row, classes.data());
+    for (int64_t k = 0; k < num_explained; ++k) {
+      const int64_t c = classes[static_cast<size_t>(k)];
+      if (c >= 0 && c < num_classes) continue;
+      std::ostringstream text;
+      text << "class_index[" << row << ", " << k << "] is " << c << ", outside [0, ";
+      if (num_classes == std::numeric_limits<int64_t>::max()) {
+        text << "num_classes)";
+      } else {
+        text << num_classes << ")";
+      }
+      throw std::out_of_range(text.str());
+    }
+    std::vector<int64_t> ordered = classes;
+    std::sort(ordered.begin(), ordered.end());
+    std::ostringstream text;
+    text << "class_index[" << row << "] must ";
+    if (!std::binary_search(ordered.begin(), ordered.end(), y)) {
+      text << "hold the row's target " << y << ", got " << row_as_text(classes);
+      throw std::invalid_argument(text.str());
+    }
+    if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end()) {
+      text << "name each class once, got " << row_as_text(classes);
+      throw std::invalid_argument(text.str());
+    }
+  }
+}
+
+}  // namespace introkernels::cpu

@@ -1,0 +1,42 @@
+"""Introspective learning: a classifier's explanations as its own soft labels, in fused kernels."""
+
+from introkernels import backends, explain, reference
+from introkernels._version import __version__
+from introkernels.backends import build_info
+from introkernels.functional import (
+    distillation_loss,
+    explanation_stats,
+    introspective_loss,
+    linear_introspective_loss,
+    similarity_loss,
+    soft_labels,
+)
+from introkernels.modules import (
+    DistillationLoss,
+    IntrospectiveLoss,
+    LinearIntrospectiveLoss,
+    SimilarityLoss,
+)
+from introkernels.ops.select import use_backend
+from introkernels.types import ExplanationStats, LossParts
+
+__all__ = [
+    "DistillationLoss",
+    "ExplanationStats",
+    "IntrospectiveLoss",
+    "LinearIntrospectiveLoss",
+    "LossParts",
+    "SimilarityLoss",
+    "__version__",
+    "backends",
+    "build_info",
+    "distillation_loss",
+    "explain",
+    "explanation_stats",
+    "introspective_loss",
+    "linear_introspective_loss",
+    "reference",
+    "similarity_loss",
+    "soft_labels",
+    "use_backend",
+]
