@@ -294,7 +294,8 @@ def gradients_and_inputs(
     """Check ``gradients [B, K, *S]`` against ``inputs [B, *S]`` and the explained classes."""
     floating_tensor("gradients", gradients)
     floating_tensor("inputs", inputs)
-    assert isinstance(gradients, Tensor) and isinstance(inputs, Tensor)
+    assert isinstance(gradients, Tensor)
+    assert isinstance(inputs, Tensor)
     if gradients.dim() < 2 or inputs.dim() < 1:
         raise ValueError(
             "gradients must have shape [B, C, *S] and inputs [B, *S], got gradients "
@@ -357,9 +358,7 @@ def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None
             f"stats.dots must hold all {num_classes} classes, got {describe(value.dots)}; "
             "name the classes with stats.class_index where they are fewer"
         )
-    same_device(
-        owner_name, owner, **{"stats.dots": value.dots, "stats.sq_norms": value.sq_norms}
-    )
+    same_device(owner_name, owner, **{"stats.dots": value.dots, "stats.sq_norms": value.sq_norms})
 
 
 def stats_and_target(value: object, target: object) -> None:
@@ -426,6 +425,4 @@ def class_index_values(
     repeated = live & (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if bool(repeated.any()):
         row = int(repeated.nonzero()[0, 0])
-        raise ValueError(
-            f"class_index[{row}] must name each class once, got {index[row].tolist()}"
-        )
+        raise ValueError(f"class_index[{row}] must name each class once, got {index[row].tolist()}")

@@ -221,8 +221,8 @@ def linear_introspective_loss(
 
     The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least, for some
     rows at a time: ``[N, C]`` never exists as a whole. The gradient of ``z_c`` in the features is
-    row ``c`` of ``weight``, so ``E_c = weight_c * h``, ``<E_c, E_y> = (h**2 * weight_y) . weight_c``
-    and ``<E_c, E_c> = h**2 . weight_c**2``: three matrix products and no explanation.
+    row ``c`` of ``weight``, so ``E_c = weight_c * h``, and its statistics are matrix products:
+    ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and ``<E_c, E_c> = h**2 . weight_c**2``.
     Explanations are constants; the gradient of ``z`` flows to features, weight and bias.
 
     Args:

@@ -100,9 +100,10 @@ class IntrospectiveLoss(_Loss):
         class_index: Tensor | None = None,
     ) -> Tensor | LossParts:
         """Logits ``[B, C]``, target ``[B]``, gradients ``[B, C or K, *S]``, inputs ``[B, *S]``."""
-        return functional.introspective_loss(
+        result: Tensor | LossParts = functional.introspective_loss(
             logits, target, gradients, inputs, class_index=class_index, **self.keywords()
         )
+        return result
 
 
 class LinearIntrospectiveLoss(_Loss):
@@ -149,9 +150,10 @@ class LinearIntrospectiveLoss(_Loss):
         self, features: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None
     ) -> Tensor | LossParts:
         """Features ``[..., D]``, weight ``[C, D]``, target ``[...]``, bias ``[C]`` or None."""
-        return functional.linear_introspective_loss(
+        result: Tensor | LossParts = functional.linear_introspective_loss(
             features, weight, target, bias, **self.keywords()
         )
+        return result
 
 
 class SimilarityLoss(_Loss):
@@ -192,7 +194,10 @@ class SimilarityLoss(_Loss):
         self, logits: Tensor, target: Tensor, stats: ExplanationStats
     ) -> Tensor | LossParts:
         """Logits ``[B, C]``, target ``[B]``, statistics ``[B, C or K]``."""
-        return functional.similarity_loss(logits, target, stats, **self.keywords())
+        result: Tensor | LossParts = functional.similarity_loss(
+            logits, target, stats, **self.keywords()
+        )
+        return result
 
 
 class DistillationLoss(_Loss):
@@ -221,8 +226,9 @@ class DistillationLoss(_Loss):
             return_parts=return_parts,
         )
 
-    def forward(
-        self, logits: Tensor, teacher_logits: Tensor, target: Tensor
-    ) -> Tensor | LossParts:
+    def forward(self, logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | LossParts:
         """Logits and teacher logits ``[B, C]``, target ``[B]``."""
-        return functional.distillation_loss(logits, teacher_logits, target, **self.keywords())
+        result: Tensor | LossParts = functional.distillation_loss(
+            logits, teacher_logits, target, **self.keywords()
+        )
+        return result

@@ -259,9 +259,7 @@ def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     """``features @ weight.T + bias`` in float32 at least, under autocast too."""
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     with torch.autocast(features.device.type, enabled=False):
-        return F.linear(
-            features.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
-        )
+        return F.linear(features.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
 
 
 def teacher_log_q(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -326,7 +324,7 @@ def row_terms(
     A class whose logit is -inf does not exist in its row: it has no probability, no soft label
     and no part in label smoothing. A target which does not exist costs +inf.
     """
-    rows, num_classes = logits.shape
+    num_classes = logits.shape[1]
     live = target != ignore_index
     known = (target >= 0) & (target < num_classes)
     is_target = _is_target(target, num_classes, None)
@@ -349,9 +347,7 @@ def row_terms(
     nll = torch.where(
         none_else,
         0.0 * z_target,
-        torch.logaddexp(
-            torch.zeros_like(z_target), torch.where(none_else, 0, others) - z_target
-        ),
+        torch.logaddexp(torch.zeros_like(z_target), torch.where(none_else, 0, others) - z_target),
     )
     log_norm = torch.logsumexp(z, 1, keepdim=True)
     # For a target that does not exist this is log_norm - (-inf).

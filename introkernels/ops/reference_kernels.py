@@ -5,7 +5,7 @@ Forward operators call :mod:`introkernels.reference`. Backward operators write o
     d loss / d z_c = ce_weight * d CE / d z_c + kl_weight * T * (p_c - q_c),
 
 because an operator runs below autograd; tests hold it against autograd of the definition. The
-``row_state`` that compiled kernels keep for their backward stays zero here: the gradient is computed
+``row_state`` that compiled kernels keep for their backward stays zero here: the gradient is made
 from the inputs alone.
 """
 
@@ -183,9 +183,7 @@ def introspective_forward(
     non_target_mass: float,
 ) -> tuple[Tensor, ...]:
     checks.target_in_range(target, logits.shape[1], ignore_index)
-    dots, sq_norms = explanation_stats(
-        gradients, inputs, target, class_index, center, ignore_index
-    )
+    dots, sq_norms = explanation_stats(gradients, inputs, target, class_index, center, ignore_index)
     dots, sq_norms = dots.double(), sq_norms.double()
     outputs = similarity_forward(
         logits,
@@ -360,9 +358,7 @@ def _backward(
     target_weight = torch.where(is_target, class_weight, 0).sum(1, keepdim=True)
     p = torch.where(exists, torch.softmax(z, 1), 0)
     # 1 - p_y as the sum of the other probabilities: the difference would cancel near p_y = 1.
-    p_minus_target = torch.where(
-        is_target, -torch.where(is_target, 0, p).sum(1, keepdim=True), p
-    )
+    p_minus_target = torch.where(is_target, -torch.where(is_target, 0, p).sum(1, keepdim=True), p)
     grad_ce = target_weight * p_minus_target
     if label_smoothing > 0:
         share = label_smoothing / exists.double().sum(1, keepdim=True).clamp(min=1)
