@@ -1,0 +1,115 @@
+"""Which classes of a row are explained, and the statistics of their explanations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from introkernels import checks
+from introkernels.types import ExplanationStats
+
+
+@dataclass(frozen=True)
+class ExplainedClasses:
+    """The classes to explain.
+
+    Attributes:
+        index: ``[B, K]`` int64, the classes of each row.
+        chosen: whether they were chosen row by row, the target first; else they are all classes.
+        target: ``[B]``, the row's target, or class 0 where it has none.
+        live: ``[B]``, False in ignored rows.
+        known: ``[B]``, False where the target is no class.
+    """
+
+    index: Tensor
+    chosen: bool
+    target: Tensor
+    live: Tensor
+    known: Tensor
+
+
+def explained_classes(
+    logits: Tensor, target: Tensor, top_k: int | None, ignore_index: int
+) -> ExplainedClasses:
+    """All classes, or each row's target and its ``top_k`` other classes of highest logits."""
+    rows, num_classes = logits.shape
+    if top_k is not None and not 1 <= top_k < num_classes:
+        raise ValueError(
+            f"top_k must be in [1, {num_classes - 1}], the number of classes other than the "
+            f"target, got {top_k}"
+        )
+    checks.target_in_range(target, num_classes, ignore_index)
+    live = target != ignore_index
+    known = (target >= 0) & (target < num_classes)
+    target = torch.where(live & known, target, 0)
+    if top_k is None:
+        index = torch.arange(num_classes, device=target.device).expand(rows, num_classes)
+    else:
+        # The other classes by name: with the target merely masked to -inf it could come back
+        # among classes whose own logit is -inf.
+        others = torch.arange(num_classes - 1, device=target.device).expand(rows, -1)
+        others = others + (others >= target[:, None])
+        best = logits.detach().gather(1, others).topk(top_k, dim=1).indices
+        index = torch.cat([target[:, None], others.gather(1, best)], dim=1)
+    return ExplainedClasses(index, top_k is not None, target, live, known)
+
+
+def statistics(
+    target_gradient: Tensor, gradients: Iterable[Tensor], inputs: Tensor, classes: ExplainedClasses
+) -> ExplanationStats:
+    """Statistics of the explanations ``gradient * inputs``, a few classes at a time.
+
+    Args:
+        target_gradient: ``[B, *S]``, of the target's logit.
+        gradients: tensors ``[n, B, *S]`` which together hold the columns of ``classes.index`` in
+            order, without the target's if ``classes.chosen``.
+        inputs: ``[B, *S]``.
+        classes: which classes these are.
+    """
+    wide = wide_dtype(target_gradient, inputs)
+    inputs = inputs.to(wide)
+    target_explanation = _flat(target_gradient.to(wide) * inputs, 1)
+    dots, sq_norms = [], []
+    for some in gradients:
+        explanations = _flat(some.to(wide) * inputs, 2)
+        dots.append((explanations * target_explanation).sum(-1))
+        sq_norms.append(explanations.square().sum(-1))
+    target_sq_norm = target_explanation.square().sum(-1)
+    if classes.chosen:
+        dots.insert(0, target_sq_norm[None])
+        sq_norms.insert(0, target_sq_norm[None])
+    return finished(torch.cat(dots).t(), torch.cat(sq_norms).t(), target_sq_norm, classes)
+
+
+def finished(
+    dots: Tensor, sq_norms: Tensor, target_sq_norm: Tensor, classes: ExplainedClasses
+) -> ExplanationStats:
+    """Statistics ``[B, K]`` in which target and ignored rows have their values by definition.
+
+    The target's two numbers are one and the same, so that its similarity to itself is 1 to the
+    last bit. Ignored rows are zero; dots with a target that is no class are NaN.
+    """
+    is_target = classes.index == classes.target[:, None]
+    dots = torch.where(is_target, target_sq_norm[:, None], dots)
+    sq_norms = torch.where(is_target, target_sq_norm[:, None], sq_norms)
+    dots = torch.where(classes.known[:, None], dots, float("nan"))
+    live = classes.live[:, None]
+    return ExplanationStats(
+        torch.where(live, dots, 0).contiguous(),
+        torch.where(live, sq_norms, 0).contiguous(),
+        classes.index if classes.chosen else None,
+    )
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if one of the tensors is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _flat(tensor: Tensor, leading: int) -> Tensor:
+    """All dimensions after the ``leading`` first ones in one, also if there are none or B = 0."""
+    return tensor.reshape(*tensor.shape[:leading], math.prod(tensor.shape[leading:]))
