@@ -1,0 +1,4 @@
+from typing import Any
+
+def build_info() -> dict[str, Any]:
+    """A new dictionary of what was built and how."""
