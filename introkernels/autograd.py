@@ -6,7 +6,8 @@ may be kept and walked twice. Together with the operators' own vmap rules, ``set
 ``generate_vmap_rule`` make ``torch.func`` transforms work.
 
 Each ``apply`` returns the outputs of its forward operator: the loss, which carries the graph, then
-constants. ``options`` are the operator's trailing numbers, in its schema's order.
+constants. ``options`` are the operator's trailing numbers, in its schema's order; they are one
+argument because torch.compile counts the parameters of a ``forward``.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class DistillationFunction(torch.autograd.Function):
         teacher_logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        *options: Scalar,
+        options: tuple[Scalar, ...],
     ) -> tuple[Tensor, ...]:
         outputs = operators.distillation_forward(logits, teacher_logits, target, weight, *options)
         return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, teacher_logits, target, weight, *ctx.options = inputs
+        ctx.operators, logits, teacher_logits, target, weight, ctx.options = inputs
         _, _, _, row_state, totals = output
         ctx.save_for_backward(logits, teacher_logits, target, row_state, totals, weight)
         _only_loss_has_gradient(ctx, output)
@@ -52,7 +53,7 @@ class DistillationFunction(torch.autograd.Function):
             grad_logits = _once(
                 ctx.operators.distillation_backward, grad_loss, *ctx.saved_tensors, *ctx.options
             )
-        return (None, grad_logits, None, None, None, *(None for _ in ctx.options))
+        return (None, grad_logits, *(None,) * 4)
 
 
 class SimilarityFunction(torch.autograd.Function):
@@ -69,7 +70,7 @@ class SimilarityFunction(torch.autograd.Function):
         sq_norms: Tensor,
         class_index: Tensor | None,
         weight: Tensor | None,
-        *options: Scalar,
+        options: tuple[Scalar, ...],
     ) -> tuple[Tensor, ...]:
         outputs = operators.similarity_forward(
             logits, target, dots, sq_norms, class_index, weight, *options
@@ -78,7 +79,7 @@ class SimilarityFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, target, dots, sq_norms, class_index, weight, *ctx.options = inputs
+        ctx.operators, logits, target, dots, sq_norms, class_index, weight, ctx.options = inputs
         _, _, _, row_state, totals = output
         ctx.save_for_backward(
             logits, target, dots, sq_norms, class_index, row_state, totals, weight
@@ -92,7 +93,7 @@ class SimilarityFunction(torch.autograd.Function):
             grad_logits = _once(
                 ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
             )
-        return (None, grad_logits, *(None,) * 5, *(None for _ in ctx.options))
+        return (None, grad_logits, *(None,) * 6)
 
 
 class IntrospectiveFunction(torch.autograd.Function):
@@ -113,7 +114,7 @@ class IntrospectiveFunction(torch.autograd.Function):
         class_index: Tensor | None,
         center: bool,
         weight: Tensor | None,
-        *options: Scalar,
+        options: tuple[Scalar, ...],
     ) -> tuple[Tensor, ...]:
         outputs = operators.introspective_forward(
             logits, target, gradients, inputs, class_index, center, weight, *options
@@ -122,7 +123,7 @@ class IntrospectiveFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, target, _, _, class_index, _, weight, *ctx.options = inputs
+        ctx.operators, logits, target, _, _, class_index, _, weight, ctx.options = inputs
         _, _, _, row_state, totals, dots, sq_norms = output
         ctx.save_for_backward(
             logits, target, dots, sq_norms, class_index, row_state, totals, weight
@@ -136,7 +137,7 @@ class IntrospectiveFunction(torch.autograd.Function):
             grad_logits = _once(
                 ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
             )
-        return (None, grad_logits, *(None,) * 6, *(None for _ in ctx.options))
+        return (None, grad_logits, *(None,) * 7)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -153,7 +154,7 @@ class LinearFunction(torch.autograd.Function):
         bias: Tensor | None,
         center: bool,
         class_weight: Tensor | None,
-        *options: Scalar,
+        options: tuple[Scalar, ...],
     ) -> tuple[Tensor, ...]:
         outputs = operators.linear_forward(
             features, weight, target, bias, center, class_weight, *options
@@ -162,8 +163,9 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, features, weight, target, bias, ctx.center, class_weight, *rest = inputs
-        ctx.options = rest
+        ctx.operators, features, weight, target, bias, ctx.center, class_weight, ctx.options = (
+            inputs
+        )
         _, _, _, row_state, totals = output
         ctx.save_for_backward(features, weight, target, bias, row_state, totals, class_weight)
         _only_loss_has_gradient(ctx, output)
@@ -195,8 +197,7 @@ class LinearFunction(torch.autograd.Function):
             needed = (need_features, need_weight, need_bias)
             grads = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
         grad_features, grad_weight, grad_bias = grads
-        constants_ = (None for _ in ctx.options)
-        return (None, grad_features, grad_weight, None, grad_bias, None, None, *constants_)
+        return (None, grad_features, grad_weight, None, grad_bias, None, None, None)
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -7,9 +7,9 @@ only, so they never read a tensor's values and never wait for a device.
 
 from __future__ import annotations
 
-import math
 import numbers
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES, ExplanationStats
 
+_LARGEST = sys.float_info.max
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -77,31 +78,35 @@ def mixable_dtypes(first_name: str, first: Tensor, **others: Tensor | None) -> N
             )
 
 
-def _real(name: str, value: object, allowed: str) -> float:
+def _finite(name: str, value: object, allowed: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number {allowed}, got {describe(value)}")
+    # Comparisons rather than math.isfinite: they can be traced by torch.compile, and take an int
+    # that is too large for a float.
+    if not -_LARGEST <= value <= _LARGEST:  # type: ignore[operator]  # Real has no order in typing
+        raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
     return float(value)
 
 
 def positive(name: str, value: object) -> float:
     """``value`` as a float; raises unless it is a finite number > 0."""
-    number = _real(name, value, "> 0")
-    if not (number > 0 and math.isfinite(number)):
+    number = _finite(name, value, "> 0")
+    if not number > 0:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     return number
 
 
 def non_negative(name: str, value: object) -> float:
     """``value`` as a float; raises unless it is a finite number >= 0."""
-    number = _real(name, value, ">= 0")
-    if not (number >= 0 and math.isfinite(number)):
+    number = _finite(name, value, ">= 0")
+    if not number >= 0:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     return number
 
 
 def fraction(name: str, value: object) -> float:
     """``value`` as a float; raises unless it lies in [0, 1]."""
-    number = _real(name, value, "in [0, 1]")
+    number = _finite(name, value, "in [0, 1]")
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
     return number
@@ -111,6 +116,8 @@ def integer(name: str, value: object) -> int:
     """``value`` as an int; raises TypeError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
+    if not -(2**63) <= value < 2**63:  # type: ignore[operator]
+        raise ValueError(f"{name} must be an int of 64 bits, got {value!r}")
     return int(value)
 
 
@@ -365,6 +372,8 @@ def stats_and_target(value: object, target: object) -> None:
     """Check an :class:`ExplanationStats` and the ``target [B]`` of its rows."""
     if isinstance(value, ExplanationStats):
         floating_tensor("stats.dots", value.dots)
+        if value.dots.dim() != 2:
+            raise ValueError(f"stats.dots must have shape [B, K], got {describe(value.dots)}")
         target_of_rows(target, "stats.dots", value.dots)
         stats(value, "stats.dots", value.dots, None)
     else:

@@ -6,8 +6,9 @@ and the half types mix. They never write to their arguments and accumulate in fl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
+import torch
 from torch import Tensor
 
 from introkernels import checks, reference
@@ -146,6 +147,7 @@ def introspective_loss(
         IndexError: a target or a ``class_index`` outside ``[0, C)`` (on a GPU the row is NaN
             instead, unless ``INTROKERNELS_CHECK=1``).
     """
+    checks.flag("return_parts", return_parts)
     checks.logits_and_target(logits, target)
     num_classes = logits.shape[1]
     checks.class_index(class_index, logits.shape[0], logits)
@@ -160,7 +162,8 @@ def introspective_loss(
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
     )
-    outputs = IntrospectiveFunction.apply(
+    parts = _apply(
+        IntrospectiveFunction,
         operators(logits.device),
         logits,
         target,
@@ -168,9 +171,9 @@ def introspective_loss(
         class_index,
         checks.flag("center", center),
         weight,
-        *options,
+        options,
     )
-    return _loss_or_parts(outputs, return_parts)
+    return parts if return_parts else parts.loss
 
 
 @overload
@@ -235,6 +238,7 @@ def linear_introspective_loss(
     The other keywords, the result and the errors are those of :func:`introspective_loss`;
     ``reduction="none"`` gives a loss of the shape of ``target``.
     """
+    checks.flag("return_parts", return_parts)
     checks.linear_head(features, weight, target, bias)
     checks.class_weight(class_weight, weight.shape[0], features, "class_weight")
     options = (
@@ -243,7 +247,8 @@ def linear_introspective_loss(
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
     )
-    outputs = LinearFunction.apply(
+    parts = _apply(
+        LinearFunction,
         operators(features.device),
         flatten_rows(features),
         weight,
@@ -251,11 +256,11 @@ def linear_introspective_loss(
         bias,
         checks.flag("center", center),
         class_weight,
-        *options,
+        options,
     )
     if reduction == "none":
-        outputs = tuple(part.reshape(target.shape) for part in outputs[:3])
-    return _loss_or_parts(outputs, return_parts)
+        parts = LossParts(*(part.reshape(target.shape) for part in parts))
+    return parts if return_parts else parts.loss
 
 
 @overload
@@ -308,6 +313,7 @@ def similarity_loss(
 
     The keywords, the result and the errors are those of :func:`introspective_loss`.
     """
+    checks.flag("return_parts", return_parts)
     checks.logits_and_target(logits, target)
     num_classes = logits.shape[1]
     checks.stats(stats, "logits", logits, num_classes)
@@ -318,7 +324,8 @@ def similarity_loss(
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
     )
-    outputs = SimilarityFunction.apply(
+    parts = _apply(
+        SimilarityFunction,
         operators(logits.device),
         logits,
         target,
@@ -326,9 +333,9 @@ def similarity_loss(
         stats.sq_norms.detach(),
         stats.class_index,
         weight,
-        *options,
+        options,
     )
-    return _loss_or_parts(outputs, return_parts)
+    return parts if return_parts else parts.loss
 
 
 @overload
@@ -379,16 +386,23 @@ def distillation_loss(
 
     The keywords, the result and the errors are those of :func:`introspective_loss`.
     """
+    checks.flag("return_parts", return_parts)
     checks.logits_and_target(logits, target)
     checks.teacher_logits(teacher_logits, logits)
     checks.class_weight(weight, logits.shape[1], logits)
     options = checks.loss_keywords(
         temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
     )
-    outputs = DistillationFunction.apply(
-        operators(logits.device), logits, teacher_logits.detach(), target, weight, *options
+    parts = _apply(
+        DistillationFunction,
+        operators(logits.device),
+        logits,
+        teacher_logits.detach(),
+        target,
+        weight,
+        options,
     )
-    return _loss_or_parts(outputs, return_parts)
+    return parts if return_parts else parts.loss
 
 
 def explanation_stats(
@@ -422,6 +436,8 @@ def explanation_stats(
         IndexError: a target outside ``[0, C)``.
     """
     checks.floating_tensor("gradients", gradients)
+    if gradients.dim() < 2:
+        raise ValueError(f"gradients must have shape [B, C, *S], got {checks.describe(gradients)}")
     checks.target_of_rows(target, "gradients", gradients)
     checks.class_index(class_index, gradients.shape[0], gradients)
     checks.gradients_and_inputs(gradients, inputs, class_index, None)
@@ -472,6 +488,19 @@ def soft_labels(
     )
 
 
-def _loss_or_parts(outputs: tuple[Tensor, ...], return_parts: bool) -> Tensor | LossParts:
-    loss, ce, kl = outputs[:3]
-    return LossParts(loss, ce, kl) if return_parts else loss
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> LossParts:
+    """Apply a loss's autograd Function, whose outputs begin with loss, ce and kl.
+
+    Raises:
+        RuntimeError: inside ``torch.compile`` of a ``torch.func`` transform. Dynamo would
+            differentiate the forward operator, which lies below autograd, instead of calling the
+            backward, and answer zero. Without ``fullgraph`` it catches this error and runs the
+            transform eagerly, which is right.
+    """
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "introkernels losses can't be compiled inside a torch.func transform: leave "
+            "fullgraph=True out, or use the functions of introkernels.reference there"
+        )
+    loss, ce, kl, *_ = function.apply(*arguments)
+    return LossParts(loss, ce, kl)

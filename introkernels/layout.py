@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 
@@ -16,10 +18,21 @@ def flatten_explanations(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Ten
     if spatial == 0:
         return gradients.unsqueeze(-1), inputs.unsqueeze(-1)
     if spatial > 1:
-        order = sorted(range(spatial), key=lambda d: -gradients.stride(d + 2))
-        gradients = gradients.permute(0, 1, *(d + 2 for d in order)).flatten(2)
-        inputs = inputs.permute(0, *(d + 1 for d in order)).flatten(1)
+        order = _by_falling_stride(gradients, range(2, spatial + 2))
+        gradients = gradients.permute(0, 1, *order).flatten(2)
+        inputs = inputs.permute(0, *(dim - 1 for dim in order)).flatten(1)
     return gradients, inputs
+
+
+def _by_falling_stride(tensor: Tensor, dims: Iterable[int]) -> list[int]:
+    """An insertion sort: torch.compile can't trace ``sorted`` where strides are symbolic."""
+    order: list[int] = []
+    for dim in dims:
+        place = len(order)
+        while place > 0 and tensor.stride(order[place - 1]) < tensor.stride(dim):
+            place -= 1
+        order.insert(place, dim)
+    return order
 
 
 def flatten_rows(features: Tensor) -> Tensor:

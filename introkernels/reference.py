@@ -228,7 +228,8 @@ def linear_introspective_loss(
 
     Features ``[..., D]``, weight ``[C, D]``, target ``[...]``, bias ``[C]``.
     """
-    rows = features.reshape(-1, features.shape[-1])
+    rows = features.reshape(math.prod(features.shape[:-1]), features.shape[-1])
+    rows = zero_ignored(rows, target.reshape(-1), ignore_index)
     logits = linear_logits(rows, weight, bias)
     result = introspective_loss(
         logits,
@@ -260,6 +261,11 @@ def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+
+
+def zero_ignored(rows: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """``rows`` without what ignored ones hold, which would reach the weight's gradient if NaN."""
+    return torch.where((target != ignore_index)[:, None], rows, 0)
 
 
 def teacher_log_q(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -337,11 +343,12 @@ def row_terms(
     z = torch.where(exists_or_empty_row, logits.double(), _NEVER)
     z = torch.where(exists.any(1, keepdim=True), z, 0)
     z = z - _row_max(z)
-    class_weight = torch.ones_like(z[0]) if weight is None else weight.detach().double()
+    class_weight = z.new_ones(num_classes) if weight is None else weight.detach().double()
 
     # -log p_y as log(1 + sum over the others of exp(z_c - z_y)), which keeps its relative
     # precision where p_y is almost 1 and log(p_y) would cancel.
     z_target = torch.where(is_target, z, 0).sum(1)
+    log_norm = torch.logsumexp(z, 1, keepdim=True)
     others = torch.logsumexp(z.masked_fill(is_target, _NEVER), 1)
     none_else = ~(exists & ~is_target).any(1)
     nll = torch.where(
@@ -349,9 +356,10 @@ def row_terms(
         0.0 * z_target,
         torch.logaddexp(torch.zeros_like(z_target), torch.where(none_else, 0, others) - z_target),
     )
-    log_norm = torch.logsumexp(z, 1, keepdim=True)
-    # For a target that does not exist this is log_norm - (-inf).
-    nll = torch.where((exists & is_target).any(1), nll, log_norm[:, 0] + float("inf"))
+    # A target that does not exist costs log_norm - (-inf); its infinity comes last, so that no
+    # weight of zero turns it into NaN.
+    has_target = (exists & is_target).any(1)
+    nll = torch.where(has_target, nll, log_norm[:, 0])
 
     target_weight = torch.where(is_target, class_weight, 0).sum(1)
     ce = target_weight * nll
@@ -359,9 +367,10 @@ def row_terms(
         nll_of_all = torch.where(exists, log_norm - z, 0)
         share = label_smoothing / exists.double().sum(1).clamp(min=1)
         ce = (1 - label_smoothing) * ce + share * (class_weight * nll_of_all).sum(1)
+    ce = torch.where(has_target, ce, ce + float("inf"))
 
     log_p = torch.where(exists, torch.log_softmax(z / temperature, 1), 0)
-    kl = kl_divergence(log_q, log_p, exists)
+    kl = torch.where(unlabelled(log_q), 0, kl_divergence(log_q, log_p, exists))
 
     ce = torch.where(known, ce, float("nan"))
     kl = torch.where(known, kl, float("nan"))
@@ -399,6 +408,14 @@ def kl_divergence(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
     difference = torch.where(has_label, log_q, 0) - torch.where(has_label, log_p, 0)
     cross = torch.where(q == 0, 0, q * difference)
     return (cross + p_minus_q(log_q, log_p, exists)).sum(1)
+
+
+def unlabelled(log_q: Tensor) -> Tensor:
+    """``[B]``: rows that have no soft label at all, and so nothing to diverge from.
+
+    This happens where the target is masked and no other explained class is left.
+    """
+    return (log_q == _NEVER).all(1)
 
 
 def p_minus_q(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
@@ -454,7 +471,7 @@ def _log_soft_labels(
     """``log q`` over the explained classes that exist in the row; -inf for those that do not."""
     teacher = teacher.masked_fill(~exists, _NEVER) / temperature
     if label_mode == "softmax":
-        return torch.log_softmax(teacher, 1)
+        return torch.where(exists, torch.log_softmax(teacher, 1), _NEVER)
     others = exists & ~is_target
     has_target = (exists & is_target).any(1, keepdim=True)
     # Where one of the two sides does not exist, the other one holds all of the mass.

@@ -1,7 +1,8 @@
 // The loss of one row and its gradient, from its logits and its teacher logits.
 //
 // A class whose logit is -inf does not exist: it has no probability, no soft label and no part in
-// label smoothing. A teacher logit of -inf means that the class has no soft label.
+// label smoothing. A teacher logit of -inf means that the class has no soft label; a row without
+// any soft label has nothing to diverge from, and its KL is 0.
 #pragma once
 
 #include <cmath>
@@ -90,24 +91,24 @@ class RowLoss {
     row->log_norm_t = std::log(sum_t);
     row->teacher_max = teacher_max;
     row->teacher_norm_t = std::log(teacher_sum_t);
-    row->nll = at_target > others ? std::log1p(others / at_target)
-                                  : Real(row->log_norm) - (z[target] - max);
+    const bool has_target = z[target] != kNever;
+    row->nll = !has_target          ? Real(row->log_norm)
+               : at_target > others ? std::log1p(others / at_target)
+                                    : Real(row->log_norm) - (z[target] - max);
     row->smoothing_share = options_.label_smoothing / double(num_existing > 0 ? num_existing : 1);
     row->weight_sum = weight_sum;
-    if (num_existing == 0) {
-      row->nll = std::numeric_limits<double>::infinity();
-      return {weight(target) * row->nll, 0.0};
-    }
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    if (num_existing == 0) return {kInfinity, 0.0};
 
     double ce = weight(target) * row->nll;
     if (options_.label_smoothing > 0) {
       const double nll_of_all = weight_sum * row->log_norm - weighted_logits;
       ce = (1 - options_.label_smoothing) * ce + row->smoothing_share * nll_of_all;
     }
-    // A teacher that gives no class a soft label is no distribution.
-    const double kl =
-        num_labelled > 0 ? divergence(z, t, *row) : std::numeric_limits<double>::quiet_NaN();
-    return {ce, kl};
+    // The infinity of a target that does not exist comes last, so that no weight of zero turns it
+    // into NaN.
+    if (!has_target) ce += kInfinity;
+    return {ce, num_labelled > 0 ? divergence(z, t, *row) : 0.0};
   }
 
   // The gradient of ce_scale * CE + kl_scale * KL * T in the logits, T times that of the KL.
@@ -137,7 +138,7 @@ class RowLoss {
         const Real q = std::exp(scaled_teacher - Real(row.teacher_norm_t));
         grad_kl = p_minus_q(p_t, q, ratio);
       } else if (row.teacher_norm_t == double(kNever)) {
-        grad_kl = std::numeric_limits<Real>::quiet_NaN();
+        grad_kl = Real(0);
       }
       grad[c] = kl_scale * temperature * grad_kl;
       if (options_.ce_weight > 0) grad[c] += ce_scale * grad_ce;

@@ -1,4 +1,7 @@
 // Distillation from given teacher logits.
+#include <algorithm>
+#include <limits>
+
 #include "cpu/row_loop.h"
 #include "cpu/validate.h"
 
@@ -6,10 +9,18 @@ namespace introkernels::cpu {
 
 namespace {
 
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
 auto teacher_of(const Input& teacher_logits) {
   return [&teacher_logits] {
-    return [&teacher_logits](int64_t row, const double*, int64_t, double* t) {
-      teacher_logits.read(row, 0, teacher_logits.size(1), t);
+    return [&teacher_logits](int64_t row, const double* z, int64_t, double* t) {
+      const int64_t num_classes = teacher_logits.size(1);
+      teacher_logits.read(row, 0, num_classes, t);
+      for (int64_t c = 0; c < num_classes; ++c) {
+        if (z[c] != kNever && t[c] != kNever) return;
+      }
+      // A teacher that excludes every class is no distribution: as torch's softmax, NaN.
+      std::fill(t, t + num_classes, std::numeric_limits<double>::quiet_NaN());
     };
   };
 }

@@ -15,12 +15,8 @@ namespace introkernels::cpu {
 
 namespace {
 
-using torch::stable::narrow;
-using torch::stable::transpose;
-
-// A contiguous copy of a matrix in another floating dtype, or the matrix itself if it is one.
-Tensor contiguous_as(const Tensor& matrix, ScalarType dtype) {
-  if (matrix.scalar_type() == dtype && matrix.is_contiguous()) return matrix;
+// A contiguous copy of a matrix in a floating dtype.
+Tensor copy_as(const Tensor& matrix, ScalarType dtype) {
   Tensor copy = new_empty(matrix, {matrix.size(0), matrix.size(1)}, dtype);
   const Input source(matrix);
   const Output destination(copy);
@@ -33,6 +29,28 @@ Tensor contiguous_as(const Tensor& matrix, ScalarType dtype) {
     }
   });
   return copy;
+}
+
+// The matrix itself where it is contiguous and of the dtype, else a copy that is.
+Tensor contiguous_as(const Tensor& matrix, ScalarType dtype) {
+  const bool is_one = matrix.scalar_type() == dtype && matrix.is_contiguous();
+  return is_one ? matrix : copy_as(matrix, dtype);
+}
+
+// The features in the dtype of the products. Ignored rows are zero: whatever they hold, even NaN,
+// it would reach the gradient of the weight through the matrix product.
+Tensor live_features(const Tensor& features, ScalarType dtype, const Indices& target,
+                     int64_t ignore_index) {
+  Tensor rows = contiguous_as(features, dtype);
+  bool is_copy = rows.const_data_ptr() != features.const_data_ptr();
+  const std::vector<double> zeros(static_cast<size_t>(rows.size(1)));
+  for (int64_t row = 0; row < rows.size(0); ++row) {
+    if (target(row) != ignore_index) continue;
+    if (!is_copy) rows = copy_as(features, dtype);
+    is_copy = true;
+    Output(rows).write(row, zeros.data());
+  }
+  return rows;
 }
 
 // The weight in the dtype of the products, as it is explained (centred or not), and squared.
@@ -98,21 +116,20 @@ class Chunk {
   Chunk(const Head& head, int64_t begin, int64_t count)
       : head_(head),
         begin_(begin),
-        rows_(narrow_rows(head.features, begin, count)),
+        rows_(MatrixView::of(head.features).block(begin, count, 0, head.width())),
         logits_(new_matrix(count, head.num_classes())),
         dots_(new_matrix(count, head.num_classes())),
         sq_norms_(new_matrix(count, head.num_classes())) {
-    const NoGrad no_grad;
     Tensor sq_features = new_matrix(count, head.width());
     Tensor target_side = new_matrix(count, head.width());
     fill_factors(sq_features, target_side);
     multiply(rows_, head.weight.weight, logits_);
-    multiply(target_side, head.weight.explained, dots_);
-    multiply(sq_features, head.weight.squared, sq_norms_);
+    multiply(MatrixView::of(target_side), head.weight.explained, dots_);
+    multiply(MatrixView::of(sq_features), head.weight.squared, sq_norms_);
     add_bias();
   }
 
-  const Tensor& features() const { return rows_; }
+  const MatrixView& features() const { return rows_; }
   const Tensor& logits() const { return logits_; }
 
   // Reads the logits z of a row of the chunk and makes its teacher logits t.
@@ -132,37 +149,33 @@ class Chunk {
   Tensor new_matrix(int64_t rows, int64_t columns) const {
     return new_empty(head_.features, {rows, columns}, head_.features.scalar_type());
   }
-  static Tensor narrow_rows(Tensor matrix, int64_t begin, int64_t count) {
-    return narrow(matrix, 0, begin, count);
-  }
-  static void multiply(const Tensor& a, const Tensor& weight, Tensor& out) {
-    matmul_into(a, transpose(weight, 0, 1), out);
+  static void multiply(const MatrixView& a, const Tensor& weight, const Tensor& out) {
+    matmul_into(a, MatrixView::of(weight).transposed(), MatrixView::of(out));
   }
 
   // h^2, and h^2 times the weight of the row's target; zeros in ignored rows.
   void fill_factors(const Tensor& sq_features, const Tensor& target_side) const {
     const int64_t width = head_.width();
-    const Input features(rows_), explained(head_.weight.explained);
+    const Input features(head_.features), explained(head_.weight.explained);
     const Output sq_out(sq_features), side_out(target_side);
-    torch::stable::parallel_for(
-        0, rows_.size(0), row_grain(width), [&](int64_t begin, int64_t end) {
-          std::vector<double> values(static_cast<size_t>(width)), of_target(values.size());
-          for (int64_t row = begin; row < end; ++row) {
-            if (ignored(row)) {
-              std::fill(values.begin(), values.end(), 0.0);
-              of_target = values;
-            } else {
-              features.read(row, 0, width, values.data());
-              explained.read(target(row), 0, width, of_target.data());
-              for (int64_t d = 0; d < width; ++d) {
-                values[d] *= values[d];
-                of_target[d] *= values[d];
-              }
-            }
-            sq_out.write(row, values.data());
-            side_out.write(row, of_target.data());
+    torch::stable::parallel_for(0, rows_.rows, row_grain(width), [&](int64_t begin, int64_t end) {
+      std::vector<double> values(static_cast<size_t>(width)), of_target(values.size());
+      for (int64_t row = begin; row < end; ++row) {
+        if (ignored(row)) {
+          std::fill(values.begin(), values.end(), 0.0);
+          of_target = values;
+        } else {
+          features.read(begin_ + row, 0, width, values.data());
+          explained.read(target(row), 0, width, of_target.data());
+          for (int64_t d = 0; d < width; ++d) {
+            values[d] *= values[d];
+            of_target[d] *= values[d];
           }
-        });
+        }
+        sq_out.write(row, values.data());
+        side_out.write(row, of_target.data());
+      }
+    });
   }
 
   void add_bias() const {
@@ -170,7 +183,7 @@ class Chunk {
     const int64_t num_classes = head_.num_classes();
     const Input source(logits_);
     const Output destination(logits_);
-    torch::stable::parallel_for(0, rows_.size(0), row_grain(num_classes),
+    torch::stable::parallel_for(0, rows_.rows, row_grain(num_classes),
                                 [&](int64_t begin, int64_t end) {
                                   std::vector<double> values(static_cast<size_t>(num_classes));
                                   for (int64_t row = begin; row < end; ++row) {
@@ -184,7 +197,7 @@ class Chunk {
 
   const Head& head_;
   int64_t begin_;
-  Tensor rows_;
+  MatrixView rows_;
   Tensor logits_;
   Tensor dots_;
   Tensor sq_norms_;
@@ -214,7 +227,7 @@ LossOutputs linear_forward(const Tensor& features, const Tensor& weight, const T
   const Indices y(target);
   check_targets(y, weight.size(0), ignore_index);
   const ScalarType dtype = wide_dtype(features);
-  const Head head{contiguous_as(features, dtype),
+  const Head head{live_features(features, dtype, y, ignore_index),
                   ExplainedWeight(weight, dtype, center),
                   values_of(bias),
                   y,
@@ -257,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
                             LabelMode(label_mode), non_target_mass};
   const Indices y(target);
   const ScalarType dtype = wide_dtype(features);
-  const Head head{contiguous_as(features, dtype),
+  const Head head{live_features(features, dtype, y, ignore_index),
                   ExplainedWeight(weight, dtype, center),
                   values_of(bias),
                   y,
@@ -269,7 +282,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
   const RowState* states = states_of(row_state);
   const LossScales scales(grad_loss, totals, options);
 
-  const NoGrad no_grad;
   Tensor grad_features = new_empty(features, {need_features ? head.num_rows() : 0, width}, dtype);
   Tensor grad_weight = new_empty(weight, {need_weight ? num_classes : 0, width}, dtype);
   torch::stable::zero_(grad_weight);
@@ -293,14 +305,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
         grad_logits_out.write(row, grad);
       }
     });
-    const Tensor& grad_logits = chunk.logits();
+    const MatrixView grad_logits = MatrixView::of(chunk.logits());
     if (need_features) {
-      Tensor rows = narrow(grad_features, 0, first, count);
-      matmul_into(grad_logits, head.weight.weight, rows);
+      matmul_into(grad_logits, MatrixView::of(head.weight.weight),
+                  MatrixView::of(grad_features).block(first, count, 0, width));
     }
-    if (need_weight) matmul_add_into(transpose(grad_logits, 0, 1), chunk.features(), grad_weight);
+    if (need_weight) {
+      matmul_add_into(grad_logits.transposed(), chunk.features(), MatrixView::of(grad_weight));
+    }
     if (bias.has_value()) {
-      const Input rows(grad_logits);
+      const Input rows(chunk.logits());
       std::vector<double> grad(static_cast<size_t>(num_classes));
       for (int64_t row = 0; row < count; ++row) {
         rows.read(row, 0, num_classes, grad.data());

@@ -1,5 +1,7 @@
 #include "cpu/matrix.h"
 
+#include <torch/csrc/stable/device.h>
+
 #include <algorithm>
 #include <array>
 
@@ -7,9 +9,7 @@ namespace introkernels::cpu {
 
 namespace {
 
-using torch::stable::narrow;
-
-void mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
+void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -44,62 +44,86 @@ struct Tiles {
   int64_t count() const { return (rows + tile_rows - 1) / tile_rows * per_row(); }
 };
 
+// work(a_rows, b_columns, tile) for each tile of out = a @ b.
 template <typename Work>
-void for_each_tile(int64_t rows, int64_t columns, const Work& work) {
-  if (rows == 0 || columns == 0) return;
-  const Tiles tiles(rows, columns);
+void for_each_tile(const MatrixView& a, const MatrixView& b, const MatrixView& out,
+                   const Work& work) {
+  if (out.rows == 0 || out.columns == 0) return;
+  const Tiles tiles(out.rows, out.columns);
   torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    const NoGrad no_grad;
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile / tiles.per_row() * tiles.tile_rows;
       const int64_t column = tile % tiles.per_row() * tiles.tile_columns;
-      work(row, std::min(tiles.tile_rows, rows - row), column,
-           std::min(tiles.tile_columns, columns - column));
+      const int64_t height = std::min(tiles.tile_rows, out.rows - row);
+      const int64_t width = std::min(tiles.tile_columns, out.columns - column);
+      work(a.block(row, height, 0, a.columns), b.block(0, b.rows, column, width),
+           out.block(row, height, column, width));
     }
   });
 }
 
 template <typename T>
-void add_tile(const Tensor& tile, int64_t row, int64_t column, Tensor& sum) {
-  const T* source = static_cast<const T*>(tile.const_data_ptr());
-  T* destination = static_cast<T*>(sum.mutable_data_ptr());
-  const int64_t height = tile.size(0), width = tile.size(1), stride = sum.size(1);
-  for (int64_t i = 0; i < height; ++i) {
-    T* out = destination + (row + i) * stride + column;
-    for (int64_t j = 0; j < width; ++j) out[j] += source[i * width + j];
+void add(const std::vector<T>& tile, const MatrixView& sum) {
+  T* destination = reinterpret_cast<T*>(sum.data);
+  const T* source = tile.data();
+  for (int64_t i = 0; i < sum.rows; ++i) {
+    T* out = destination + i * sum.row_stride;
+    for (int64_t j = 0; j < sum.columns; ++j) out[j * sum.column_stride] += *source++;
   }
+}
+
+template <typename T>
+void matmul_add(const MatrixView& a, const MatrixView& b, const MatrixView& sum) {
+  for_each_tile(a, b, sum,
+                [](const MatrixView& a_rows, const MatrixView& b_columns, const MatrixView& tile) {
+                  std::vector<T> product(static_cast<size_t>(tile.rows * tile.columns));
+                  const MatrixView view{reinterpret_cast<char*>(product.data()),
+                                        tile.dtype,
+                                        tile.rows,
+                                        tile.columns,
+                                        tile.columns,
+                                        1};
+                  mm_out(a_rows.tensor(), b_columns.tensor(), view.tensor());
+                  add(product, tile);
+                });
 }
 
 }  // namespace
 
-NoGrad::NoGrad() : previous_(aoti_torch_grad_mode_is_enabled()) {
-  aoti_torch_grad_mode_set_enabled(false);
+MatrixView MatrixView::of(const Tensor& tensor) {
+  return {const_cast<char*>(static_cast<const char*>(tensor.const_data_ptr())),
+          tensor.scalar_type(),
+          tensor.size(0),
+          tensor.size(1),
+          tensor.stride(0),
+          tensor.stride(1)};
 }
 
-NoGrad::~NoGrad() { aoti_torch_grad_mode_set_enabled(previous_); }
+MatrixView MatrixView::block(int64_t row, int64_t height, int64_t column, int64_t width) const {
+  const int64_t offset = row * row_stride + column * column_stride;
+  return {data + offset * item_size(dtype), dtype, height, width, row_stride, column_stride};
+}
 
-void matmul_into(const Tensor& a, const Tensor& b, Tensor& out) {
-  for_each_tile(a.size(0), b.size(1),
-                [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-                  Tensor rows_of_out = narrow(out, 0, row, height);
-                  Tensor tile = narrow(rows_of_out, 1, column, width);
-                  Tensor a_rows = a, b_columns = b;
-                  mm_out(narrow(a_rows, 0, row, height), narrow(b_columns, 1, column, width), tile);
+Tensor MatrixView::tensor() const {
+  const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
+  return torch::stable::from_blob(data, {sizes.data(), sizes.size()},
+                                  {strides.data(), strides.size()},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+}
+
+void matmul_into(const MatrixView& a, const MatrixView& b, const MatrixView& out) {
+  for_each_tile(a, b, out,
+                [](const MatrixView& a_rows, const MatrixView& b_columns, const MatrixView& tile) {
+                  mm_out(a_rows.tensor(), b_columns.tensor(), tile.tensor());
                 });
 }
 
-void matmul_add_into(const Tensor& a, const Tensor& b, Tensor& sum) {
-  for_each_tile(a.size(0), b.size(1),
-                [&](int64_t row, int64_t height, int64_t column, int64_t width) {
-                  Tensor tile = new_empty(sum, {height, width}, sum.scalar_type());
-                  Tensor a_rows = a, b_columns = b;
-                  mm_out(narrow(a_rows, 0, row, height), narrow(b_columns, 1, column, width), tile);
-                  if (sum.scalar_type() == ScalarType::Double) {
-                    add_tile<double>(tile, row, column, sum);
-                  } else {
-                    add_tile<float>(tile, row, column, sum);
-                  }
-                });
+void matmul_add_into(const MatrixView& a, const MatrixView& b, const MatrixView& sum) {
+  if (sum.dtype == ScalarType::Double) {
+    matmul_add<double>(a, b, sum);
+  } else {
+    matmul_add<float>(a, b, sum);
+  }
 }
 
 }  // namespace introkernels::cpu

@@ -31,20 +31,6 @@ void store(const double* values, int64_t stride, int64_t count, void* destinatio
       "introkernels: a tensor must be float64, float32, bfloat16 or float16");
 }
 
-int64_t item_size(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return 8;
-    case ScalarType::Float:
-      return 4;
-    case ScalarType::BFloat16:
-    case ScalarType::Half:
-      return 2;
-    default:
-      refuse_dtype();
-  }
-}
-
 std::vector<int64_t> to_vector(torch::headeronly::IntHeaderOnlyArrayRef values) {
   return {values.begin(), values.end()};
 }
@@ -76,6 +62,20 @@ Store store_for(ScalarType dtype) {
       return store<torch::headeronly::BFloat16>;
     case ScalarType::Half:
       return store<torch::headeronly::Half>;
+    default:
+      refuse_dtype();
+  }
+}
+
+int64_t item_size(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
     default:
       refuse_dtype();
   }

@@ -24,6 +24,9 @@ using Store = void (*)(const double* values, int64_t stride, int64_t count, void
 Load load_for(ScalarType dtype);
 Store store_for(ScalarType dtype);
 
+// Bytes of an element; throws like load_for.
+int64_t item_size(ScalarType dtype);
+
 // A floating tensor of up to three dimensions to read from; it borrows the tensor's memory.
 class Input {
  public:

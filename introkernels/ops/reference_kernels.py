@@ -64,7 +64,7 @@ def distillation_backward(
         target,
         totals,
         (weight, temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction),
-    ).to(logits.dtype)
+    ).to(logits.dtype, memory_format=torch.contiguous_format)
 
 
 def similarity_forward(
@@ -137,7 +137,7 @@ def similarity_backward(
         target,
         totals,
         (weight, temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction),
-    ).to(logits.dtype)
+    ).to(logits.dtype, memory_format=torch.contiguous_format)
 
 
 def explanation_stats(
@@ -225,14 +225,12 @@ def linear_forward(
     non_target_mass: float,
 ) -> tuple[Tensor, ...]:
     checks.target_in_range(target, weight.shape[0], ignore_index)
+    features = reference.zero_ignored(features, target, ignore_index)
     logits = reference.linear_logits(features, weight, bias)
-    return introspective_forward(
+    return similarity_forward(
         logits,
         target,
-        weight.expand(len(features), -1, -1),
-        features,
-        None,
-        center,
+        *_head_stats(features, weight, target, center, ignore_index),
         class_weight,
         temperature,
         ce_weight,
@@ -244,7 +242,7 @@ def linear_forward(
         similarity,
         label_mode,
         non_target_mass,
-    )[:5]
+    )
 
 
 def linear_backward(
@@ -270,14 +268,9 @@ def linear_backward(
     label_mode: int,
     non_target_mass: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    features = reference.zero_ignored(features, target, ignore_index)
     logits = reference.linear_logits(features, weight, bias)
-    stats = reference.explanation_stats(
-        weight.expand(len(features), -1, -1),
-        features,
-        target,
-        center=center,
-        ignore_index=ignore_index,
-    )
+    stats = _head_stats(features, weight, target, center, ignore_index)
     log_q = _similarity_log_q(
         logits,
         target,
@@ -296,6 +289,23 @@ def linear_backward(
         grad_weight if need_weight else weight.new_empty(0),
         features.new_empty(0) if bias is None else grad_logits.sum(0).to(bias.dtype),
     )
+
+
+def _head_stats(
+    features: Tensor, weight: Tensor, target: Tensor, center: bool, ignore_index: int
+) -> ExplanationStats:
+    """Statistics of a linear head in closed form: ``[B, C, D]`` would be too much even here."""
+    wide = torch.promote_types(torch.promote_types(features.dtype, weight.dtype), torch.float32)
+    squares, weight = features.to(wide).square(), weight.to(wide)
+    if center:
+        weight = weight - weight.mean(0)
+    known = (target >= 0) & (target < len(weight))
+    weight_of_target = weight[torch.where(known, target, 0)]
+    with torch.autocast(features.device.type, enabled=False):
+        dots = (squares * weight_of_target) @ weight.mT
+        sq_norms = squares @ weight.square().mT
+    live = (target != ignore_index)[:, None]
+    return ExplanationStats(torch.where(live, dots, 0), torch.where(live, sq_norms, 0))
 
 
 def _similarity_log_q(
@@ -367,6 +377,7 @@ def _backward(
 
     log_p = torch.log_softmax(z / temperature, 1)
     grad_kl = temperature * reference.p_minus_q(log_q, log_p, exists)
+    grad_kl = torch.where(reference.unlabelled(log_q)[:, None], 0, grad_kl)
 
     if REDUCTIONS[reduction] == "mean":
         ce_scale, kl_scale = grad_loss.double() / totals

@@ -16,7 +16,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 STATUS_FILE = "introkernels/_build_status.json"
 # What a source distribution is made of; a copy of a checkout must not bring its builds along.
-SOURCES = ("introkernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE")
+SOURCES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+    *("introkernels", "csrc"),
+)
 TINY_KERNEL = """
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -48,8 +51,6 @@ def copy_sources(folder: Path) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=built)
         else:
             shutil.copy(ROOT / name, folder / name)
-    readme = ROOT / "README.md"
-    (folder / "README.md").write_text(readme.read_text() if readme.exists() else "introkernels\n")
     return folder
 
 

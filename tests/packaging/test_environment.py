@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 from building import ROOT, run
@@ -22,21 +27,52 @@ def test_cpp_kernels_were_really_built() -> None:
     assert ik.build_info()["libraries"] == ["cpu"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="reads TOML with the standard library")
+def distribution(requirement: str) -> str:
+    """The normalised name in a requirement or a pin."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib", reason="reads TOML with Python 3.11's own library")
+    parsed: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return parsed
+
+
+def third_party_imports(files: Iterable[Path]) -> set[str]:
+    """Distributions of the modules that these files import, wherever in a file they are."""
+    modules = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    providers = metadata.packages_distributions()
+    modules -= sys.stdlib_module_names | {"introkernels"}
+    return {distribution(providers[module][0]) for module in modules}
+
+
 def test_constraints_pin_every_direct_dependency() -> None:
-    import tomllib
-
-    def name(requirement: str) -> str:
-        return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    direct = project["build-system"]["requires"] + project["project"]["dependencies"]
-    for extra in project["project"]["optional-dependencies"].values():
+    settings = project()
+    direct = settings["build-system"]["requires"] + settings["project"]["dependencies"]
+    for extra in settings["project"]["optional-dependencies"].values():
         direct += extra
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    assert {name(requirement) for requirement in direct} <= {name(pin) for pin in pins}
+    assert set(map(distribution, direct)) <= set(map(distribution, pins))
+
+
+def test_every_import_is_declared() -> None:
+    declared = project()["project"]
+    base = set(map(distribution, declared["dependencies"]))
+    train = set(map(distribution, declared["optional-dependencies"]["train"]))
+    package = ROOT / "introkernels"
+    training = set((package / "train").rglob("*.py"))
+    assert third_party_imports(training) - base == train
+    # Type checkers alone read typing_extensions, and torch depends on it.
+    rest = third_party_imports(set(package.rglob("*.py")) - training)
+    assert rest - {"typing-extensions"} <= base
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

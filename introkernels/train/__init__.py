@@ -1,0 +1,1 @@
+"""Reference training: methods, one reproducible engine, and a report. Needs the `train` extra."""

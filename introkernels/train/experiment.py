@@ -1,0 +1,183 @@
+"""An experiment: methods × seeds in one directory that can always be resumed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import introkernels as ik
+from introkernels.train import files, summary, workers
+from introkernels.train.config import TrainConfig, differences
+from introkernels.train.data import load_dataset, split
+from introkernels.train.engine import train_run
+
+CONFIG = "config.json"
+SUMMARY = "summary.json"
+
+
+class DirectoryError(RuntimeError):
+    """The output directory can't take this experiment: the message says why and what to do."""
+
+
+def run_directory(out: Path, method: str, seed: int) -> Path:
+    return out / "runs" / method / f"seed{seed}"
+
+
+def run_experiment(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    worker_count: int | None = None,
+    checkpoint_every: int = 10,
+    tensorboard: bool = True,
+    on_epoch: Callable[[int], None] = lambda epochs: None,
+) -> dict[str, Any]:
+    """Train every method with every seed and write everything but the report.
+
+    Results don't depend on `worker_count` (default: one process for each usable core; one process
+    if not on the CPU). `on_epoch` is called with numbers of epochs done. Returns the content of
+    `summary.json`. A resumed experiment ends with the bits of an undisturbed one on the same
+    machine, torch and backend of introkernels.
+
+    Raises:
+        DirectoryError: `out` holds runs and `resume` is False, or they are of another experiment.
+        CheckpointError: a checkpoint is damaged.
+        DirectoryBusyError: another process is training in `out`.
+        DataError: the data set is too small for the split.
+        DivergedError: a loss is not finite.
+    """
+    sizes = {name: getattr(config, name) for name in ("train_size", "validation_size", "test_size")}
+    dataset = load_dataset(config.dataset)
+    split(dataset, **sizes, split_seed=config.split_seed, subset_seed=config.first_seed)
+
+    with files.only_writer(out):
+        _claim(out, config, resume=resume)
+        files.remove_leftovers(out)
+        jobs = [(method, seed) for seed in config.seed_list for method in config.methods]
+        if worker_count is None:
+            worker_count = workers.usable_cores() if config.device == "cpu" else 1
+        records = list(
+            workers.run_all(
+                partial(_run, config, out, checkpoint_every, tensorboard),
+                jobs,
+                workers=min(worker_count, len(jobs)),
+                on_progress=on_epoch,
+            )
+        )
+        result = {
+            "config": config.to_dict(),
+            "environment": environment(),
+            **summary.summarise(records, list(config.methods)),
+        }
+        files.write_json(out / SUMMARY, result)
+        files.write_text(out / "summary.csv", summary.table_csv(result))
+        return result
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine that the numbers come from."""
+    return {
+        "introkernels": ik.__version__,
+        "backends": ik.backends.status(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": workers.usable_cores(),
+    }
+
+
+def stored_config(out: Path) -> TrainConfig | None:
+    """The experiment that `out` holds; None where there is none.
+
+    Raises:
+        DirectoryError: what stands there is no experiment that this version can continue.
+    """
+    path = out / CONFIG
+    if not path.exists():
+        return None
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DirectoryError(
+            f"{path} does not describe an experiment of this version ({error}). Choose another "
+            "--out, or delete the directory."
+        ) from error
+
+
+def _run(
+    config: TrainConfig,
+    out: Path,
+    checkpoint_every: int,
+    tensorboard: bool,
+    job: tuple[str, int],
+    report: Callable[[int], None],
+) -> dict[str, Any]:
+    method, seed = job
+    return train_run(
+        config,
+        method,
+        seed,
+        run_directory(out, method, seed),
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+        on_epoch=report,
+    )
+
+
+def _claim(out: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Make sure that `out` is of this experiment, and write its configuration."""
+    path = out / CONFIG
+    wanted = config.to_dict()
+    if path.exists():
+        if not resume:
+            raise DirectoryError(
+                f"{out} already holds an experiment. Continue it with --resume, "
+                "choose another --out, or delete the directory."
+            )
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise DirectoryError(f"{path} is not valid JSON ({error}).") from error
+        problems = _problems(found, wanted)
+        if problems:
+            raise DirectoryError(
+                f"{out} holds another experiment: {'; '.join(problems)}. "
+                "Ask for the same settings, or choose another --out."
+            )
+    elif (out / "runs").exists():
+        raise DirectoryError(
+            f"{out} holds runs but no {CONFIG}. Choose another --out, or delete the directory."
+        )
+    files.write_json(path, wanted)
+
+
+def _problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Why an experiment can't continue another.
+
+    More methods and more seeds are fine: runs are independent. Fewer are not: the summary would
+    leave out runs that exist.
+    """
+    problems = []
+    found, wanted = dict(found), dict(wanted)
+    for name in ("methods", "seeds"):
+        dropped = [value for value in found.pop(name, []) if value not in wanted[name]]
+        del wanted[name]
+        if dropped:
+            listed = " ".join(str(value) for value in dropped)
+            problems.append(f"{name}: {listed} there, not asked for")
+    settings = wanted["hyperparameters"]
+    wanted["hyperparameters"] = {
+        name: value for name, value in settings.items() if name in found.get("hyperparameters", {})
+    }
+    found["hyperparameters"] = {
+        name: value for name, value in found.get("hyperparameters", {}).items() if name in settings
+    }
+    return problems + differences(found, wanted)

@@ -1,0 +1,259 @@
+"""The report's figures, each a function from data to a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from introkernels.train.explanations import Explained
+from introkernels.train.findings import number, readable
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "axes.edgecolor": "#9aa1ab",
+    "axes.labelcolor": "#3b424c",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e8ec",
+    "grid.linewidth": 0.8,
+    "text.color": "#1c2027",
+    "xtick.color": "#59616d",
+    "ytick.color": "#59616d",
+    "savefig.dpi": 180,
+}
+# Okabe and Ito's palette, which readers of every colour vision can tell apart.
+COLOURS = ("#6b7280", "#e69f00", "#009e73", "#56b4e9", "#0072b2", "#cc79a7", "#d55e00")
+FOR_AND_AGAINST = colormaps["RdBu_r"].with_extremes(bad="#e6e8ec")
+
+
+def styled() -> Any:
+    """Context in which figures must be made and saved."""
+    return rc_context(STYLE)
+
+
+def training_curves(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
+    """Validation metrics by epoch: mean over seeds and ± one standard deviation."""
+    panels = [
+        ("validation_accuracy", "Accuracy (%)", 100.0),
+        ("validation_nll", "NLL (nats)", 1.0),
+        ("validation_ece", "Calibration error (%)", 100.0),
+    ]
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for axis, (column, title, scale) in zip(axes, panels, strict=True):
+        settled = []
+        for colour, (method, runs) in zip(_colours(len(histories)), histories.items(), strict=True):
+            values = pd.concat([run.set_index("epoch")[column] for run in runs], axis=1) * scale
+            mean, deviation = values.mean(axis=1), values.std(axis=1).fillna(0)
+            axis.plot(mean.index, mean, color=colour, linewidth=1.8, label=readable(method))
+            axis.fill_between(
+                mean.index,
+                mean - deviation,
+                mean + deviation,
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
+            late = mean.index > 0.2 * mean.index.max()
+            settled += [*(mean - deviation)[late], *(mean + deviation)[late]]
+        _zoom(axis, settled)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.grid(visible=True)
+        axis.set_axisbelow(True)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(5, len(histories)),
+        frameon=False,
+    )
+    return figure
+
+
+def paired_differences(summary: dict[str, Any], reference: str) -> Figure:
+    """Each method's test accuracy minus the reference's: every seed, mean and 95 % interval."""
+    runs, paired = summary["runs"], summary["paired"][reference]
+    accuracy = pd.DataFrame(runs).pivot(index="seed", columns="method", values="accuracy") * 100
+    names = list(dict.fromkeys(run["method"] for run in runs))
+    colours = dict(zip(names, _colours(len(names)), strict=True))
+    others = [name for name in names if name != reference]
+    figure = Figure(figsize=(10, 0.9 + 0.55 * len(others)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color="#9aa1ab", linewidth=1)
+    for row, name in enumerate(reversed(others)):
+        bound = paired[name]["accuracy"]["confidence_95"] or 0.0
+        difference = (accuracy[name] - accuracy[reference]).dropna().sort_values()
+        spread = 0.18 * np.cos(np.pi * np.arange(len(difference)))
+        axis.scatter(
+            difference, row + spread, s=26, color=colours[name], alpha=0.5, linewidth=0, zorder=2
+        )
+        axis.errorbar(
+            difference.mean(),
+            row,
+            xerr=100 * bound,
+            fmt="D",
+            color="#1c2027",
+            markersize=5.5,
+            capsize=4,
+            linewidth=1.6,
+            zorder=3,
+        )
+    axis.set_yticks(range(len(others)), [readable(name) for name in reversed(others)])
+    axis.set_ylim(-0.6, len(others) - 0.4)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(visible=True, axis="x")
+    axis.set_axisbelow(True)
+    axis.set_xlabel(f"accuracy minus that of {readable(reference)}, percentage points")
+    return figure
+
+
+def class_similarity(matrices: dict[str, Tensor], class_names: Sequence[str]) -> Figure:
+    """Heatmaps of mean explanation similarity, one for each method, on one scale."""
+    count = len(class_names)
+    others = ~np.eye(count, dtype=bool)
+    limit = max(float(np.abs(m.numpy()[others]).max()) for m in matrices.values())
+    figure = Figure(figsize=(5.0 * len(matrices) + 0.6, 5.0), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(matrices)))
+    for axis, (method, matrix) in zip(axes, matrices.items(), strict=True):
+        values = matrix.numpy()
+        # The diagonal is 1 by definition: left grey, it can't drown the differences beside it.
+        shown = np.where(others, values, np.nan)
+        image = axis.imshow(shown, cmap=FOR_AND_AGAINST, vmin=-limit, vmax=limit)
+        for (row, column), value in np.ndenumerate(values):
+            if row != column:
+                strong = abs(value) > 0.6 * limit
+                axis.text(
+                    column,
+                    row,
+                    number(value, 2),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if strong else "#1c2027",
+                )
+        axis.set_xticks(range(count), class_names)
+        axis.set_yticks(range(count), class_names)
+        axis.set_xlabel("compared with class")
+        axis.set_ylabel("true class")
+        axis.set_title(readable(method))
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label("mean cosine of explanations")
+    return figure
+
+
+def from_explanation_to_label(
+    explained: Explained, which: int, class_names: Sequence[str]
+) -> Figure:
+    """One image, the explanation of every class, their similarities and the soft label."""
+    count = len(class_names)
+    maps = explained.maps[which].sum(dim=1).numpy()
+    true = int(explained.labels[which])
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    grid = figure.add_gridspec(3, count + 1, height_ratios=(1.25, 0.8, 0.8))
+    axis = figure.add_subplot(grid[0, 0])
+    _picture(axis, explained.images[which])
+    axis.set_title("image", loc="center", fontsize=9.5)
+    limit = float(np.abs(maps).max())
+    for c in range(count):
+        axis = figure.add_subplot(grid[0, c + 1])
+        _map(axis, maps[c], limit)
+        axis.set_title(
+            class_names[c], loc="center", fontsize=9.5, fontweight="bold" if c == true else "normal"
+        )
+    rows = [
+        ("similarity\nto the true\nclass", explained.similarity[which].numpy(), 2),
+        ("soft label\n(%)", explained.soft_labels[which].numpy() * 100, 1),
+    ]
+    for row, (label, values, digits) in enumerate(rows, start=1):
+        axis = figure.add_subplot(grid[row, 0])
+        axis.axis("off")
+        axis.text(
+            1.0,
+            0.4,
+            label,
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            color="#3b424c",
+            transform=axis.transAxes,
+        )
+        axis = figure.add_subplot(grid[row, 1:])
+        colours = ["#0072b2" if c == true else "#a9b4c2" for c in range(count)]
+        bars = axis.bar(range(count), values, color=colours, width=0.62)
+        labels = [number(float(value), digits) for value in values]
+        axis.bar_label(bars, labels, fontsize=8.5, padding=2, color="#3b424c")
+        axis.axhline(0, color="#9aa1ab", linewidth=0.8)
+        axis.set_xlim(-0.5, count - 0.5)
+        axis.margins(y=0.32)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    return figure
+
+
+def true_and_most_similar(explained: Explained, class_names: Sequence[str]) -> Figure:
+    """Images above their explanations for the true class and for its most similar other class."""
+    count = len(explained.labels)
+    other = explained.most_similar()
+    figure = Figure(figsize=(10, 3.75), layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
+    for column in range(count):
+        true, second = int(explained.labels[column]), int(other[column])
+        pair = explained.maps[column, [true, second]].sum(dim=1).numpy()
+        limit = float(np.abs(pair).max())
+        _picture(axes[0, column], explained.images[column])
+        _map(axes[1, column], pair[0], limit)
+        _map(axes[2, column], pair[1], limit)
+        axes[1, column].set_title(f"for {class_names[true]}", loc="center", fontsize=9.5, pad=4)
+        axes[2, column].set_title(f"for {class_names[second]}", loc="center", fontsize=9.5, pad=4)
+        axes[2, column].set_xlabel(number(float(explained.similarity[column, second]), 2))
+    for axis, label in zip(
+        axes[:, 0], ("image", "true class", "most similar\nother class"), strict=True
+    ):
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
+    return figure
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _zoom(axis: Axes, values: Sequence[float]) -> None:
+    """Limits that show the epochs after the first fifth, whose change dwarfs the rest."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1.0
+    axis.set_ylim(low - margin, high + margin)
+
+
+def _picture(axis: Axes, image: Tensor) -> None:
+    axis.imshow(image.mean(dim=0).numpy(), cmap="gray_r")
+    _bare(axis)
+
+
+def _map(axis: Axes, values: Any, limit: float) -> None:
+    axis.imshow(values, cmap=FOR_AND_AGAINST, vmin=-limit or -1.0, vmax=limit or 1.0)
+    _bare(axis)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(True)
+    axis.spines[:].set_color("#d5d9df")

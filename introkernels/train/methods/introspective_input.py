@@ -1,0 +1,31 @@
+"""Introspective learning with explanations at the input, computed exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+import introkernels as ik
+from introkernels.train.methods.base import LossOutput, register
+from introkernels.train.methods.introspective import Introspective
+from introkernels.train.models import Classifier
+
+
+@register("introspective_input")
+@dataclass(frozen=True)
+class IntrospectiveInput(Introspective):
+    """Soft labels from gradient×input at the input, one backward pass for each class."""
+
+    summary: ClassVar[str] = (
+        "cross entropy, plus the divergence from soft labels made of the likeness of the "
+        "explanations at the input pixels"
+    )
+
+    def loss(self, model: Classifier, inputs: Tensor, target: Tensor) -> LossOutput:
+        logits, stats = ik.explain.class_explanation_stats(
+            model, inputs, target, method="exact", center=self.center
+        )
+        parts = ik.similarity_loss(logits, target, stats, return_parts=True, **self.keywords)
+        return LossOutput(parts.loss, logits, {"ce": parts.ce, "kl": parts.kl})

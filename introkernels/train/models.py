@@ -1,0 +1,43 @@
+"""Networks to train."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Classifier(nn.Module, ABC):
+    """A network whose logits are a linear layer over features."""
+
+    head: nn.Linear
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features ``[B, head.in_features]`` of inputs ``[B, *S]``."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(inputs))
+        return logits
+
+
+class SmallCNN(Classifier):
+    """Two 3×3 convolutions, one 2×2 maximum, two linear layers; no normalisation, no dropout."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.hidden = nn.Linear(32 * (height // 2) * (width // 2), 64)
+        self.head = nn.Linear(64, classes)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        maps = F.relu(self.conv2(F.relu(self.conv1(inputs))))
+        return F.relu(self.hidden(F.max_pool2d(maps, 2).flatten(1)))
+
+
+MODELS: dict[str, Callable[[tuple[int, int, int], int], Classifier]] = {"small_cnn": SmallCNN}
+"""Every network by name: made from the shape of an input and the number of classes."""

@@ -1,0 +1,164 @@
+"""Which backend serves a call, and how it is chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.cases import distillation_case
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import introkernels as ik
+from introkernels.ops import loader, select
+
+UNAVAILABLE = [name for name, status in ik.backends.status().items() if status != "loaded"]
+
+
+class Namespaces(TorchDispatchMode):
+    """The namespaces of this package's operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("introkernels"):
+            self.called.append(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+def namespaces_of_a_call() -> list[str]:
+    with Namespaces() as log:
+        ik.distillation_loss(*distillation_case().arguments())
+    return log.called
+
+
+def chosen() -> str:
+    """The choice in force, by its name."""
+    return select._chosen
+
+
+def test_status_names_each_backend_and_says_why_not() -> None:
+    status = ik.backends.status()
+    assert set(status) == {"cpu", "cuda", "triton"}
+    for text in status.values():
+        assert text == "loaded" or len(text.split()) > 2
+    status["cpu"] = "changed"
+    assert ik.backends.status()["cpu"] != "changed"
+
+
+def test_build_info_agrees_with_the_status() -> None:
+    info = ik.build_info()
+    assert info["version"] == ik.__version__
+    assert info["torch"] == torch.__version__
+    assert info["backends"] == ik.backends.status()
+
+
+@pytest.mark.parametrize("name", ["cpp", "CPU", "", "gpu", None, 3, torch.device("cpu")])
+def test_unknown_backend(name: Any) -> None:
+    before = chosen()
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'reference', 'cpu'"):
+        ik.use_backend(name)
+    assert chosen() == before
+
+
+@pytest.mark.parametrize("name", UNAVAILABLE)
+def test_unusable_backend_says_why(name: str) -> None:
+    before = chosen()
+    with pytest.raises(RuntimeError) as caught:
+        ik.use_backend(name)
+    assert f"backend {name!r} can't be used: {ik.backends.status()[name]}" in str(caught.value)
+    assert chosen() == before
+
+
+def test_reason_of_a_failed_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loader.STATUS, "cpu", "_cpu.so was built but can't be loaded: no symbol")
+    with pytest.raises(RuntimeError, match=r"'cpu' can't be used: _cpu\.so .* no symbol"):
+        ik.use_backend("cpu")
+
+
+def test_choice_holds_until_the_next_one() -> None:
+    with ik.use_backend("auto"):
+        ik.use_backend("reference")
+        assert chosen() == "reference"
+        assert set(namespaces_of_a_call()) == {"introkernels_reference"}
+        ik.use_backend("auto")
+        assert set(namespaces_of_a_call()) == {"introkernels"}
+        ik.use_backend("reference")
+    # Leaving the block brings back what held before it.
+    assert chosen() == "auto"
+
+
+def test_blocks_nest(backend: str) -> None:
+    assert chosen() == backend
+    with ik.use_backend("reference"):
+        with ik.use_backend("auto"):
+            assert chosen() == "auto"
+        assert chosen() == "reference"
+    assert chosen() == backend
+
+
+def test_choice_comes_back_after_an_exception(backend: str) -> None:
+    with pytest.raises(KeyError), ik.use_backend("reference"):
+        raise KeyError
+    assert chosen() == backend
+
+
+def test_block_whose_backend_is_unusable_changes_nothing() -> None:
+    before = chosen()
+    with pytest.raises(ValueError, match="backend must be one of"), ik.use_backend("none"):
+        pass
+    assert chosen() == before
+
+
+def test_backward_uses_the_backend_of_its_forward(backend: str) -> None:
+    case = distillation_case()
+    logits = case["logits"].requires_grad_()
+    loss = ik.distillation_loss(*case.arguments())
+    other = "auto" if backend == "reference" else "reference"
+    with ik.use_backend(other), Namespaces() as log:
+        loss.backward()
+    expected = "introkernels_reference" if backend == "reference" else "introkernels"
+    assert log.called == [expected]
+    assert logits.grad is not None
+
+
+def test_statistics_and_losses_use_the_chosen_backend(backend: str) -> None:
+    expected = "introkernels_reference" if backend == "reference" else "introkernels"
+    gradients, inputs = torch.randn(4, 5, 6), torch.randn(4, 6)
+    logits, target = torch.randn(4, 5), torch.arange(4)
+    with Namespaces() as log:
+        stats = ik.explanation_stats(gradients, inputs, target)
+        ik.similarity_loss(logits, target, stats)
+        ik.introspective_loss(logits, target, gradients, inputs)
+        ik.linear_introspective_loss(inputs, gradients[0], target)
+        ik.distillation_loss(logits, logits, target)
+    assert log.called == [expected] * 5
+
+
+def test_forced_backend_refuses_tensors_elsewhere(backend: str) -> None:
+    logits = torch.empty(4, 5, device="meta")
+    target = torch.empty(4, dtype=torch.int64, device="meta")
+    if backend == "reference":
+        assert ik.distillation_loss(logits, logits, target).device.type == "meta"
+        return
+    with pytest.raises(ValueError, match=f"backend '{backend}' .*got a tensor on meta"):
+        ik.distillation_loss(logits, logits, target)
+    with pytest.raises(ValueError, match="introkernels.use_backend"):
+        ik.explanation_stats(logits[..., None], logits[:, :1], target)
+
+
+def test_check_variable_is_not_needed_on_the_cpu(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = distillation_case(4, 5)
+    bad = case.with_tensors(target=torch.tensor([0, 5, 1, 2]))
+    for value in (None, "0", "1"):
+        if value is None:
+            monkeypatch.delenv("INTROKERNELS_CHECK", raising=False)
+        else:
+            monkeypatch.setenv("INTROKERNELS_CHECK", value)
+        with pytest.raises(IndexError, match=r"target\[1\] is 5"):
+            ik.distillation_loss(*bad.arguments())
+        assert torch.isfinite(ik.distillation_loss(*case.arguments()))

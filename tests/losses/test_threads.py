@@ -1,0 +1,63 @@
+"""Losses called from several Python threads at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers.cases import BUILDERS
+from helpers.oracle import Outcome, evaluate
+
+import introkernels as ik
+
+
+def run_together(work: Callable[[int], Outcome], workers: int = 4, calls: int = 6) -> list[Outcome]:
+    """``work(number)`` in several threads that start at the same moment."""
+    start = threading.Barrier(workers)
+
+    def thread(number: int) -> list[Outcome]:
+        start.wait()
+        return [work(number) for _ in range(calls)]
+
+    with ThreadPoolExecutor(workers) as pool:
+        return [outcome for outcomes in pool.map(thread, range(workers)) for outcome in outcomes]
+
+
+@pytest.mark.parametrize("function", BUILDERS)
+def test_concurrent_calls_give_what_single_calls_give(backend: str, function: str) -> None:
+    cases = [BUILDERS[function](rows, 211, ignored=1) for rows in (3, 40, 7, 300)]
+    expected = [evaluate(case) for case in cases]
+    outcomes = run_together(lambda number: evaluate(cases[number]))
+    for number, outcome in enumerate(outcomes):
+        alone = expected[number // 6]
+        assert torch.equal(outcome.loss, alone.loss)
+        for name, grad in alone.grads.items():
+            assert torch.equal(outcome.grads[name], grad)
+
+
+def test_errors_in_one_thread_leave_the_others_alone(backend: str) -> None:
+    good = BUILDERS["distillation_loss"](40, 211)
+    bad = good.with_tensors(target=good["target"] + 300)
+    expected = evaluate(good)
+
+    def work(number: int) -> Outcome:
+        if number % 2:
+            with pytest.raises(IndexError):
+                evaluate(bad)
+        return evaluate(good)
+
+    for outcome in run_together(work):
+        assert torch.equal(outcome.loss, expected.loss)
+
+
+def test_backward_in_another_thread_than_its_forward(backend: str) -> None:
+    case = BUILDERS["linear_introspective_loss"](7, 5)
+    leaves = [case[name].requires_grad_() for name in case.differentiable]
+    loss = ik.linear_introspective_loss(*case.arguments(), **case.keywords)
+    with ThreadPoolExecutor(1) as pool:
+        grads = pool.submit(torch.autograd.grad, loss, leaves, retain_graph=True).result()
+    for ours, here in zip(grads, torch.autograd.grad(loss, leaves), strict=True):
+        assert torch.equal(ours, here)

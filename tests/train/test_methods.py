@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import introkernels as ik
+from introkernels.train.config import TrainConfig
+from introkernels.train.data import load_dataset
+from introkernels.train.engine import Run
+from introkernels.train.methods import METHODS
+from introkernels.train.methods.base import REGISTRY, LossOutput, Method, register
+from introkernels.train.methods.confidence_penalty import ConfidencePenalty
+from introkernels.train.methods.introspective_head import IntrospectiveHead
+from introkernels.train.methods.introspective_input import IntrospectiveInput
+from introkernels.train.methods.label_smoothing import LabelSmoothing
+from introkernels.train.methods.standard import Standard
+from introkernels.train.models import SmallCNN
+
+
+@pytest.fixture
+def batch() -> tuple[SmallCNN, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    data = load_dataset("digits").data
+    return SmallCNN((1, 8, 8), 10), data.images[:12], data.labels[:12]
+
+
+def explanations(model, inputs):
+    inputs = inputs.clone().requires_grad_()
+    logits = model(inputs)
+    gradients = [
+        torch.autograd.grad(logits[:, c].sum(), inputs, retain_graph=True)[0] for c in range(10)
+    ]
+    return logits, torch.stack(gradients, dim=1)
+
+
+def test_registry_holds_the_methods_standard_first():
+    assert list(METHODS) == [
+        "standard",
+        "confidence_penalty",
+        "label_smoothing",
+        "introspective_head",
+        "introspective_input",
+    ]
+    assert all(method.summary for method in METHODS.values())
+
+
+def test_registering_a_name_twice_is_refused():
+    with pytest.raises(ValueError, match="'standard' is registered twice"):
+        register("standard")(Standard)
+    assert REGISTRY["standard"] is Standard
+
+
+def test_a_method_must_define_its_loss():
+    class Nothing(Method):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Nothing()
+
+
+def test_standard_and_label_smoothing_are_cross_entropy(batch):
+    model, inputs, target = batch
+    assert torch.equal(
+        Standard().loss(model, inputs, target).loss, F.cross_entropy(model(inputs), target)
+    )
+    assert torch.equal(
+        LabelSmoothing(amount=0.3).loss(model, inputs, target).loss,
+        F.cross_entropy(model(inputs), target, label_smoothing=0.3),
+    )
+
+
+def test_confidence_penalty_subtracts_the_entropy(batch):
+    model, inputs, target = batch
+    logits = model(inputs)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    output = ConfidencePenalty(strength=0.7).loss(model, inputs, target)
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, target) - 0.7 * entropy)
+    torch.testing.assert_close(output.parts["entropy"], entropy.detach())
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_introspective_input_is_the_definition_on_gradients_at_the_input(batch, center):
+    model, inputs, target = batch
+    logits, gradients = explanations(model, inputs)
+    method = IntrospectiveInput(temperature=2.0, kl_weight=0.5, center=center)
+    expected = ik.reference.introspective_loss(
+        logits, target, gradients, inputs, temperature=2.0, kl_weight=0.5, center=center
+    )
+    torch.testing.assert_close(method.loss(model, inputs, target).loss, expected)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_introspective_head_is_the_definition_on_gradients_at_the_features(batch, center):
+    model, inputs, target = batch
+    features = model.features(inputs).detach()
+    logits, gradients = explanations(model.head, features)
+    method = IntrospectiveHead(similarity="projection", label_mode="split", center=center)
+    expected = ik.reference.introspective_loss(
+        logits,
+        target,
+        gradients,
+        features,
+        similarity="projection",
+        label_mode="split",
+        center=center,
+    )
+    torch.testing.assert_close(method.loss(model, inputs, target).loss, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_reaches_every_parameter_and_logits_do_not_need_a_graph(batch, name):
+    model, inputs, target = batch
+    output = METHODS[name]().loss(model, inputs, target)
+    assert isinstance(output, LossOutput)
+    assert output.logits.shape == (12, 10)
+    assert not any(part.requires_grad for part in output.parts.values())
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns(name):
+    config = dataclasses.replace(TrainConfig(), epochs=15, methods=(name,))
+    run = Run(config, name, seed=3)
+    while not run.finished:
+        run.train_epoch()
+    losses = [epoch["train_loss"] for epoch in run.history]
+    assert losses[-1] < 0.75 * losses[0]
+    assert run.test["accuracy"] > 0.8
+    assert all(0 <= run.test[name] <= 1 for name in ("accuracy", "ece", "confidence"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LabelSmoothing(amount=1.0), r"label_smoothing.amount: got 1.0"),
+        (lambda: ConfidencePenalty(strength=-1), r"confidence_penalty.strength: got -1"),
+        (lambda: IntrospectiveInput(temperature=0.0), "temperature"),
+        (lambda: IntrospectiveHead(label_mode="hard"), "label_mode"),
+    ],
+)
+def test_bad_hyperparameters_are_refused_when_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
