@@ -18,8 +18,11 @@ from helpers import backends
 
 import introkernels as ik
 
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
-hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+# The same examples every time; HYPOTHESIS_PROFILE=explore searches on.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, max_examples=200
+)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

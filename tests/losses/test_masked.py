@@ -208,14 +208,21 @@ class TestMaskedTarget:
         assert result.grads["bias"][3] == 0
 
     @every_dtype
-    def test_costs_infinity_even_where_smoothing_is_all(
-        self, backend: str, dtype: torch.dtype
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("target_weight", [0.0, 2.0])
+    def test_costs_infinity_whatever_its_share_in_the_cross_entropy(
+        self, backend: str, dtype: torch.dtype, target_weight: float, label_smoothing: float
     ) -> None:
-        case = distillation_case(3, 5, dtype, reduction="none", label_smoothing=1.0)
+        case = distillation_case(3, 5, dtype, reduction="none", label_smoothing=label_smoothing)
+        weight = torch.ones(5, dtype=dtype)
+        weight[case["target"][1]] = target_weight
         logits = case["logits"].clone()
         logits[1, case["target"][1]] = NEVER
-        result = assert_follows_definition(case.with_tensors(logits=logits))
-        assert result.loss.isinf().tolist() == [False, True, False]
+        masked = case.with_tensors(logits=logits).with_keywords(weight=weight)
+        result = assert_follows_definition(masked)
+        assert result.loss.isinf()[1]
+        assert result.loss[1] > 0
+        assert result.grads["logits"].isfinite().all()
 
     @every_label_mode
     @pytest.mark.parametrize("loss", ["similarity_loss", "introspective_loss"])

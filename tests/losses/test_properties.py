@@ -31,7 +31,6 @@ DISTINCT = ("dots", "sq_norms", "weight")
 
 # The backend is chosen once for all examples of a test, which is what is wanted.
 drawn = settings(
-    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
