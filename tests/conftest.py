@@ -27,9 +27,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test that asks for ``backend`` once on each backend under test."""
+    """Run every test that asks for ``backend`` once on each backend under test.
+
+    ``compiled_backend`` leaves out the definition, which stores every explanation by design.
+    """
+    names = backends.under_test()
+    if "compiled_backend" in metafunc.fixturenames:
+        names = [name for name in names if name != "reference"]
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", backends.under_test(), indirect=True)
+        metafunc.parametrize("backend", names, indirect=True)
 
 
 def pytest_report_header() -> str:
@@ -42,6 +48,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that serves all losses during the test."""
     with ik.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def compiled_backend(backend: str) -> str:
+    """The name of a backend other than the definition that serves all losses during the test."""
+    return backend
 
 
 @pytest.fixture(autouse=True)

@@ -48,11 +48,6 @@ def peak_of_process(work: Callable[[], object]) -> int:
 PEAKS = (peak_of_tensors, peak_of_process)
 
 
-def only_compiled(backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("the definition materialises every explanation")
-
-
 def explained(dtype: torch.dtype, layout: str) -> Case:
     """Explanations of 64 MB in float32."""
     case = introspective_case(16, 64, shape=(16, 32, 32), ignored=1)
@@ -66,9 +61,8 @@ def explained(dtype: torch.dtype, layout: str) -> Case:
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_explanations_are_never_stored(
-    backend: str, dtype: torch.dtype, layout: str, peak: Callable[..., int]
+    compiled_backend: str, dtype: torch.dtype, layout: str, peak: Callable[..., int]
 ) -> None:
-    only_compiled(backend)
     case = explained(dtype, layout)
     stats = lambda: ik.explanation_stats(  # noqa: E731
         case["gradients"], case["inputs"], case["target"], center=True
@@ -80,8 +74,7 @@ def test_explanations_are_never_stored(
     assert peak(stats) < of_explanations // 8
 
 
-def test_logits_of_a_head_are_never_stored_as_a_whole(backend: str) -> None:
-    only_compiled(backend)
+def test_logits_of_a_head_are_never_stored_as_a_whole(compiled_backend: str) -> None:
     rows, classes = 2048, 32_000
     case = linear_case(rows, classes, width=8, ignored=1)
     of_logits = 4 * rows * classes
@@ -92,9 +85,8 @@ def test_logits_of_a_head_are_never_stored_as_a_whole(backend: str) -> None:
     assert process < of_logits
 
 
-def test_backward_keeps_a_few_numbers_of_each_row(backend: str) -> None:
+def test_backward_keeps_a_few_numbers_of_each_row(compiled_backend: str) -> None:
     """Between forward and backward a loss holds its arguments and ``C``-free state."""
-    only_compiled(backend)
     logits = torch.randn(512, 1024, requires_grad=True)
     teacher, target = torch.randn(512, 1024), torch.randint(1024, (512,))
     losses = []
@@ -103,9 +95,8 @@ def test_backward_keeps_a_few_numbers_of_each_row(backend: str) -> None:
     assert losses[0].requires_grad
 
 
-def test_more_elements_than_32_bits_count(backend: str) -> None:
+def test_more_elements_than_32_bits_count(compiled_backend: str) -> None:
     """Pages that are only read cost no memory, so these 4 GiB of gradients are mostly virtual."""
-    only_compiled(backend)
     size = (1 << 29) + 9
     gradients = torch.empty(2, 2, size, dtype=torch.bfloat16)
     inputs = torch.empty(2, size, dtype=torch.bfloat16)
