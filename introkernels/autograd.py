@@ -43,7 +43,7 @@ class DistillationFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.operators, logits, teacher_logits, target, weight, ctx.options = inputs
         _, _, _, row_state, totals = output
-        ctx.save_for_backward(logits, teacher_logits, target, row_state, totals, weight)
+        _save(ctx, logits, teacher_logits, target, row_state, totals, weight)
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
@@ -81,19 +81,12 @@ class SimilarityFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.operators, logits, target, dots, sq_norms, class_index, weight, ctx.options = inputs
         _, _, _, row_state, totals = output
-        ctx.save_for_backward(
-            logits, target, dots, sq_norms, class_index, row_state, totals, weight
-        )
+        _save(ctx, logits, target, dots, sq_norms, class_index, row_state, totals, weight)
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        grad_logits = None
-        if grad_loss is not None:
-            grad_logits = _once(
-                ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
-            )
-        return (None, grad_logits, *(None,) * 6)
+        return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 6)
 
 
 class IntrospectiveFunction(torch.autograd.Function):
@@ -125,19 +118,12 @@ class IntrospectiveFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.operators, logits, target, _, _, class_index, _, weight, ctx.options = inputs
         _, _, _, row_state, totals, dots, sq_norms = output
-        ctx.save_for_backward(
-            logits, target, dots, sq_norms, class_index, row_state, totals, weight
-        )
+        _save(ctx, logits, target, dots, sq_norms, class_index, row_state, totals, weight)
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        grad_logits = None
-        if grad_loss is not None:
-            grad_logits = _once(
-                ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
-            )
-        return (None, grad_logits, *(None,) * 7)
+        return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 7)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -167,7 +153,7 @@ class LinearFunction(torch.autograd.Function):
             inputs
         )
         _, _, _, row_state, totals = output
-        ctx.save_for_backward(features, weight, target, bias, row_state, totals, class_weight)
+        _save(ctx, features, weight, target, bias, row_state, totals, class_weight)
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
@@ -222,6 +208,15 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
+def _grad_of_similarity_loss(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
+    if grad_loss is None:
+        return None
+    grad_logits: Tensor = _once(
+        ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
+    )
+    return grad_logits
+
+
 def _once(operator: Callable[..., Any], *args: Any) -> Any:
     """Call a backward operator so that differentiating its result raises.
 
@@ -232,6 +227,19 @@ def _once(operator: Callable[..., Any], *args: Any) -> Any:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _OnceDifferentiable.apply(operator, *args)
     return operator(*args)
+
+
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for the backward, also constants that were made in inference mode.
+
+    A teacher usually runs in inference mode, and autograd refuses to save what it made.
+    """
+    if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+        tensors = tuple(
+            tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+            for tensor in tensors
+        )
+    ctx.save_for_backward(*tensors)
 
 
 def _only_loss_has_gradient(ctx: Any, output: tuple[Tensor, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import reprlib
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,9 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype}{list(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    # A list may hold anything; what it is need not be shown whole.
+    shown = reprlib.repr(value) if isinstance(value, (str, list, tuple, dict)) else repr(value)
+    return f"{shown} ({type(value).__name__})"
 
 
 def floating_tensor(name: str, value: object) -> None:
@@ -281,18 +284,16 @@ def teacher_logits(teacher: object, logits: Tensor) -> None:
     mixable_dtypes("logits", logits, teacher_logits=teacher)
 
 
-def class_index(index: object, rows: int, owner: Tensor) -> None:
-    """Check that ``class_index`` is None or int64 ``[B, K]`` with ``K >= 1``."""
+def class_index(index: object, rows: int, owner: Tensor, name: str = "class_index") -> None:
+    """Check that class indices are None or int64 ``[B, K]`` with ``K >= 1``."""
     if index is None:
         return
-    int64_tensor("class_index", index)
+    int64_tensor(name, index)
     assert isinstance(index, Tensor)
     if index.dim() != 2 or index.shape[0] != rows or index.shape[1] == 0:
-        raise ValueError(
-            f"class_index must have shape [{rows}, K] with K >= 1, got {describe(index)}"
-        )
+        raise ValueError(f"{name} must have shape [{rows}, K] with K >= 1, got {describe(index)}")
     if index.device != owner.device:
-        raise ValueError(f"class_index must be on {owner.device}, got {describe(index)}")
+        raise ValueError(f"{name} must be on {owner.device}, got {describe(index)}")
 
 
 def gradients_and_inputs(
@@ -353,7 +354,7 @@ def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None
             f"stats.dots and stats.sq_norms must have one dtype, got {describe(value.dots)} "
             f"and {describe(value.sq_norms)}"
         )
-    class_index(value.class_index, rows, owner)
+    class_index(value.class_index, rows, owner, "stats.class_index")
     classes = value.dots.shape[1]
     if value.class_index is not None and value.class_index.shape[1] != classes:
         raise ValueError(

@@ -84,6 +84,18 @@ def introspective_loss(
 ) -> Tensor: ...
 
 
+@overload
+def introspective_loss(
+    logits: Tensor,
+    target: Tensor,
+    gradients: Tensor,
+    inputs: Tensor,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[_IntrospectiveKeywords],
+) -> Tensor | LossParts: ...
+
+
 def introspective_loss(
     logits: Tensor,
     target: Tensor,
@@ -200,6 +212,18 @@ def linear_introspective_loss(
 ) -> Tensor: ...
 
 
+@overload
+def linear_introspective_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[_LinearKeywords],
+) -> Tensor | LossParts: ...
+
+
 def linear_introspective_loss(
     features: Tensor,
     weight: Tensor,
@@ -222,10 +246,11 @@ def linear_introspective_loss(
 ) -> Tensor | LossParts:
     """The introspective loss of a linear head, explained at its features in closed form.
 
-    The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least, for some
-    rows at a time: ``[N, C]`` never exists as a whole. The gradient of ``z_c`` in the features is
-    row ``c`` of ``weight``, so ``E_c = weight_c * h``, and its statistics are matrix products:
-    ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and ``<E_c, E_c> = h**2 . weight_c**2``.
+    The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least; compiled
+    backends do so for some rows at a time, and ``[N, C]`` never exists as a whole. The gradient of
+    ``z_c`` in the features is row ``c`` of ``weight``, so ``E_c = weight_c * h``, and its
+    statistics are matrix products: ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and
+    ``<E_c, E_c> = h**2 . weight_c**2``.
     Explanations are constants; the gradient of ``z`` flows to features, weight and bias.
 
     Args:
@@ -236,7 +261,7 @@ def linear_introspective_loss(
         class_weight: ``[C]`` class weights of the cross entropy.
 
     The other keywords, the result and the errors are those of :func:`introspective_loss`;
-    ``reduction="none"`` gives a loss of the shape of ``target``.
+    ``reduction="none"`` gives a loss, and parts, of the shape of ``target``.
     """
     checks.flag("return_parts", return_parts)
     checks.linear_head(features, weight, target, bias)
@@ -283,6 +308,17 @@ def similarity_loss(
     return_parts: Literal[False] = False,
     **keywords: Unpack[_SimilarityKeywords],
 ) -> Tensor: ...
+
+
+@overload
+def similarity_loss(
+    logits: Tensor,
+    target: Tensor,
+    stats: ExplanationStats,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[_SimilarityKeywords],
+) -> Tensor | LossParts: ...
 
 
 def similarity_loss(
@@ -360,6 +396,17 @@ def distillation_loss(
 ) -> Tensor: ...
 
 
+@overload
+def distillation_loss(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[_DistillationKeywords],
+) -> Tensor | LossParts: ...
+
+
 def distillation_loss(
     logits: Tensor,
     teacher_logits: Tensor,
@@ -433,7 +480,7 @@ def explanation_stats(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
-        IndexError: a target outside ``[0, C)``.
+        IndexError: a target outside ``[0, C)``, or a ``class_index`` below 0.
     """
     checks.floating_tensor("gradients", gradients)
     if gradients.dim() < 2:
@@ -460,23 +507,32 @@ def soft_labels(
     similarity: Similarity = "cosine",
     label_mode: LabelMode = "softmax",
     non_target_mass: float = 0.1,
+    ignore_index: int = -100,
 ) -> Tensor:
-    """The soft labels ``q`` that :func:`similarity_loss` distils, to look at.
+    """The soft labels ``q`` of explanation statistics, to look at.
+
+    They are those that :func:`similarity_loss` distils in rows where no logit is -inf.
 
     Args:
         stats: an :class:`ExplanationStats` of ``K`` explained classes.
-        target: ``[B]`` int64 class indices. A row whose target was not explained (an ignored row)
-            comes out as NaN.
+        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        ignore_index: a target of this value leaves NaN in its row.
 
     Returns:
         ``[B, K]`` in the dtype of the statistics; each row sums to one.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        IndexError: a target outside ``[0, C)`` (not checked in compiled or transformed code, where
+            its row is NaN).
     """
     checks.stats_and_target(stats, target)
     checks.positive("temperature", temperature)
+    checks.integer("ignore_index", ignore_index)
     checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and stats.class_index is None:
+        checks.target_in_range(target, stats.dots.shape[1], ignore_index)
     return reference.soft_labels(
         stats,
         target,

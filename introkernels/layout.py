@@ -1,4 +1,4 @@
-"""Views that bring the tensors of a call into the shapes of the operators, without copying."""
+"""Views that bring the tensors of a call into the shapes of the operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ def flatten_explanations(gradients: Tensor, inputs: Tensor) -> tuple[Tensor, Ten
 
     Inner products don't care about the order of the D dimensions as long as both tensors share it,
     so they are flattened in the order in which the gradients lie in memory: a channels-last
-    gradient is read in place, and only the ``K`` times smaller inputs may be copied.
+    gradient is read in place, and only the ``K`` times smaller inputs may be copied. Gradients
+    whose dimensions ``*S`` have gaps between them (``g[..., ::2, ::2]``, an expanded dimension)
+    have no single stride and are copied.
     """
     spatial = gradients.dim() - 2
     if spatial == 0:

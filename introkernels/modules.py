@@ -1,8 +1,10 @@
 """The losses as ``nn.Module``s: keywords in the constructor, tensors in the call.
 
 The keywords stay attributes, so a schedule may change them between steps
-(``loss.kl_weight = 0.5``). Class weights are a buffer and move with the module. Keywords, results
-and errors are those of the functions of the same name.
+(``loss.kl_weight = 0.5``). Compiled code specialises on their values: change them by the epoch
+rather than by the step there, or leave the call of the loss out of the compiled function. Class
+weights are a buffer and move with the module. Keywords, results and errors are those of the
+functions of the same name.
 """
 
 from __future__ import annotations
@@ -17,6 +19,14 @@ from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction
 
 class _Loss(nn.Module):
     """A loss that remembers its keywords; ``buffers`` are tensors or None."""
+
+    temperature: float
+    ce_weight: float
+    kl_weight: float
+    ignore_index: int
+    label_smoothing: float
+    reduction: Reduction
+    return_parts: bool
 
     def __init__(self, buffers: dict[str, Tensor | None], **keywords: Any) -> None:
         super().__init__()
@@ -57,6 +67,12 @@ class _Loss(nn.Module):
 
 class IntrospectiveLoss(_Loss):
     """Module form of :func:`introkernels.introspective_loss`."""
+
+    similarity_temperature: float
+    similarity: Similarity
+    label_mode: LabelMode
+    non_target_mass: float
+    center: bool
 
     def __init__(
         self,
@@ -113,6 +129,12 @@ class LinearIntrospectiveLoss(_Loss):
     the model's other code expects it.
     """
 
+    similarity_temperature: float
+    similarity: Similarity
+    label_mode: LabelMode
+    non_target_mass: float
+    center: bool
+
     def __init__(
         self,
         *,
@@ -158,6 +180,11 @@ class LinearIntrospectiveLoss(_Loss):
 
 class SimilarityLoss(_Loss):
     """Module form of :func:`introkernels.similarity_loss`."""
+
+    similarity_temperature: float
+    similarity: Similarity
+    label_mode: LabelMode
+    non_target_mass: float
 
     def __init__(
         self,

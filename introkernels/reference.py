@@ -20,6 +20,15 @@ from torch import Tensor
 
 from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
 
+__all__ = [
+    "distillation_loss",
+    "explanation_stats",
+    "introspective_loss",
+    "linear_introspective_loss",
+    "similarity_loss",
+    "soft_labels",
+]
+
 _NEVER = float("-inf")
 
 
@@ -65,6 +74,7 @@ def soft_labels(
     similarity: Similarity = "cosine",
     label_mode: LabelMode = "softmax",
     non_target_mass: float = 0.1,
+    ignore_index: int = -100,
 ) -> Tensor:
     """Soft labels ``q [B, K]`` over the explained classes, in the dtype of the statistics."""
     is_target = _is_target(target, stats.dots.shape[1], stats.class_index)
@@ -76,7 +86,8 @@ def soft_labels(
         label_mode,
         non_target_mass,
     )
-    q = torch.where(is_target.any(1, keepdim=True), log_q.exp(), float("nan"))
+    labelled = is_target.any(1, keepdim=True) & (target != ignore_index)[:, None]
+    q = torch.where(labelled, log_q.exp(), float("nan"))
     return q.to(stats.dots.dtype)
 
 
@@ -94,7 +105,10 @@ def distillation_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
 ) -> Tensor | LossParts:
-    """Hinton's distillation: soft labels ``q = softmax(teacher_logits / T)``, given ``[B, C]``."""
+    """Hinton's distillation: soft labels ``q = softmax(teacher_logits / T)``.
+
+    Logits and teacher_logits ``[B, C]``, target ``[B]``.
+    """
     log_q = teacher_log_q(logits, teacher_logits, temperature)
     return _loss(
         logits,
@@ -129,7 +143,10 @@ def similarity_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
 ) -> Tensor | LossParts:
-    """Distillation of the soft labels that explanation statistics give."""
+    """Distillation of the soft labels that explanation statistics give.
+
+    Logits ``[B, C]``, target ``[B]``, statistics ``[B, C or K]``.
+    """
     log_q = similarity_log_q(
         logits,
         target,
@@ -177,7 +194,10 @@ def introspective_loss(
     class_index: Tensor | None = None,
     return_parts: bool = False,
 ) -> Tensor | LossParts:
-    """The statistics of the explanations, and the loss on them."""
+    """The statistics of the explanations, and the loss on them.
+
+    Logits ``[B, C]``, target ``[B]``, gradients ``[B, C or K, *S]``, inputs ``[B, *S]``.
+    """
     return similarity_loss(
         logits,
         target,
@@ -391,9 +411,13 @@ def reduce_terms(
         ce, kl = ce.sum(), kl.sum()
     if reduction == "mean":
         ce, kl = ce / terms.target_weight.sum(), kl / terms.live.sum()
-    # A cross entropy that is switched off can't make a row infinite: 0 * inf would be NaN.
-    loss = kl_weight * temperature**2 * kl + (ce_weight * ce if ce_weight > 0 else 0.0)
+    loss = _weighted(ce, ce_weight) + _weighted(kl, kl_weight * temperature**2)
     return loss, ce, kl
+
+
+def _weighted(term: Tensor, factor: float) -> Tensor:
+    """``factor * term``, but 0 for a factor of 0 even where the term is infinite or NaN."""
+    return torch.where(torch.full_like(term, factor) == 0, 0, factor * term)
 
 
 def kl_divergence(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
@@ -456,6 +480,8 @@ def _similarity_logits(
         scale = sq_norms.sqrt() * sq_norm_target.sqrt()
     else:
         scale = sq_norm_target.expand_as(dots)
+    # A norm that overflowed says nothing of the angle; dots / inf would pass for a right one.
+    scale = torch.where(scale.isinf(), float("nan"), scale)
     s = torch.where(scale == 0, 0, dots / torch.where(scale == 0, 1, scale)).clamp(-1, 1)
     return torch.where(is_target, 1, s) / similarity_temperature
 

@@ -140,11 +140,12 @@ class RowLoss {
       } else if (row.teacher_norm_t == double(kNever)) {
         grad_kl = Real(0);
       }
-      grad[c] = kl_scale * temperature * grad_kl;
+      grad[c] = options_.kl_weight > 0 ? kl_scale * temperature * grad_kl : Real(0);
       if (options_.ce_weight > 0) grad[c] += ce_scale * grad_ce;
     }
   }
 
+  bool ignores(int64_t target) const { return target == options_.ignore_index; }
   Real weight(int64_t c) const { return class_weight_ ? class_weight_[c] : Real(1); }
 
  private:

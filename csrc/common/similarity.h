@@ -1,6 +1,6 @@
 // From explanation statistics to teacher logits: t_c = s_c / tau, whose softmax at T are the soft
-// labels of spec's "softmax" mode. Those of "split" mode are given as T log q_c, so that the same
-// softmax makes them and one row loss serves both.
+// labels of label_mode="softmax". Those of label_mode="split" are given as T log q_c, so that the
+// same softmax makes them and one row loss serves both.
 #pragma once
 
 #include <cmath>
@@ -18,6 +18,8 @@ inline Real similarity_to_target(Real dot, Real sq_norm, Real sq_norm_target, Si
   const Real scale =
       kind == Similarity::kCosine ? std::sqrt(sq_norm) * std::sqrt(sq_norm_target) : sq_norm_target;
   if (scale == Real(0)) return Real(0);
+  // A norm that overflowed says nothing of the angle; dot / inf would pass for a right one.
+  if (std::isinf(scale)) return std::numeric_limits<Real>::quiet_NaN();
   const Real s = dot / scale;
   // Written so that NaN passes through.
   return s < Real(-1) ? Real(-1) : (s > Real(1) ? Real(1) : s);

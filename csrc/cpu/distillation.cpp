@@ -39,7 +39,7 @@ LossOutputs distillation_forward(const Tensor& logits, const Tensor& teacher_log
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
-  forward_rows(z, y, loss, ignore_index, teacher_of(t), &collector);
+  forward_rows(z, y, loss, teacher_of(t), &collector);
   return collector.finish();
 }
 
@@ -52,11 +52,13 @@ Tensor distillation_backward(const Tensor& grad_loss, const Tensor& logits,
   const LossOptions options{temperature,  ce_weight,       kl_weight,
                             ignore_index, label_smoothing, Reduction(reduction)};
   const Input z(logits), t(teacher_logits);
+  const Indices y(target);
+  check_targets(y, z.size(1), ignore_index);
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());
-  backward_rows(z, Indices(target), loss, ignore_index, states_of(row_state),
-                LossScales(grad_loss, totals, options), teacher_of(t), Output(grad_logits));
+  backward_rows(z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
+                teacher_of(t), Output(grad_logits));
   return grad_logits;
 }
 

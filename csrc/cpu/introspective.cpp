@@ -1,5 +1,7 @@
 // The fused loss: one pass over the gradients makes the statistics of a row, its soft labels and
 // its loss. Statistics go out in float64, so that the backward makes exactly the same soft labels.
+#include <algorithm>
+
 #include "common/similarity.h"
 #include "cpu/row_loop.h"
 #include "cpu/statistics.h"
@@ -45,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> introspective
       double* row_dots = all_dots + row * num_explained;
       double* row_sq_norms = all_sq_norms + row * num_explained;
       const int64_t row_target = y(row);
-      if (row_target == ignore_index) {
+      if (loss.ignores(row_target)) {
         std::fill(row_dots, row_dots + num_explained, 0.0);
         std::fill(row_sq_norms, row_sq_norms + num_explained, 0.0);
         collector.ignore(row);

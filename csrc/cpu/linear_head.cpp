@@ -5,6 +5,8 @@
 // three matrix products for a chunk of rows, then the row loss; logits and statistics of all rows
 // never exist at once. The backward makes them again, chunk by chunk.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 #include "common/similarity.h"
 #include "cpu/matrix.h"
@@ -31,10 +33,23 @@ Tensor copy_as(const Tensor& matrix, ScalarType dtype) {
   return copy;
 }
 
-// The matrix itself where it is contiguous and of the dtype, else a copy that is.
+// The matrix itself where it is contiguous, aligned and of the dtype, else a copy that is. BLAS
+// rounds differently where data is not aligned as an allocation of its own is, and equal inputs
+// shall give equal bits.
 Tensor contiguous_as(const Tensor& matrix, ScalarType dtype) {
-  const bool is_one = matrix.scalar_type() == dtype && matrix.is_contiguous();
+  constexpr uintptr_t kAlignment = 64;
+  const bool is_one = matrix.scalar_type() == dtype && matrix.is_contiguous() &&
+                      reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % kAlignment == 0;
   return is_one ? matrix : copy_as(matrix, dtype);
+}
+
+// The exponent e for which largest * 2^-e lies in [1/2, 1); 0 for 0, infinity and NaN. Similarities
+// are ratios: scaling a row of features, or the whole weight, by a power of two changes nothing in
+// them, but keeps squares in the range of float32.
+int exponent_of(double largest) {
+  int exponent = 0;
+  if (std::isfinite(largest)) std::frexp(largest, &exponent);
+  return exponent;
 }
 
 // The features in the dtype of the products. Ignored rows are zero: whatever they hold, even NaN,
@@ -53,7 +68,8 @@ Tensor live_features(const Tensor& features, ScalarType dtype, const Indices& ta
   return rows;
 }
 
-// The weight in the dtype of the products, as it is explained (centred or not), and squared.
+// The weight in the dtype of the products, as it is explained (centred or not, and near 1), and the
+// squares of that.
 struct ExplainedWeight {
   Tensor weight;
   Tensor explained;
@@ -61,7 +77,7 @@ struct ExplainedWeight {
 
   ExplainedWeight(const Tensor& weight_in, ScalarType dtype, bool center)
       : weight(contiguous_as(weight_in, dtype)),
-        explained(center ? new_empty(weight, {weight.size(0), weight.size(1)}, dtype) : weight),
+        explained(new_empty(weight, {weight.size(0), weight.size(1)}, dtype)),
         squared(new_empty(weight, {weight.size(0), weight.size(1)}, dtype)) {
     const int64_t num_classes = weight.size(0), width = weight.size(1);
     const Input source(weight);
@@ -73,15 +89,21 @@ struct ExplainedWeight {
       }
       for (double& value : mean) value /= static_cast<double>(num_classes);
     }
+    double largest = 0.0;
+    for (int64_t c = 0; c < num_classes; ++c) {
+      source.read(c, 0, width, row.data());
+      for (int64_t d = 0; d < width; ++d) {
+        largest = std::max(largest, std::abs(row[d] - mean[d]));
+      }
+    }
+    const int exponent = exponent_of(largest);
     const Output explained_out(explained), squared_out(squared);
     torch::stable::parallel_for(0, num_classes, row_grain(width), [&](int64_t begin, int64_t end) {
       std::vector<double> values(static_cast<size_t>(width));
       for (int64_t c = begin; c < end; ++c) {
         source.read(c, 0, width, values.data());
-        if (center) {
-          for (int64_t d = 0; d < width; ++d) values[d] -= mean[d];
-          explained_out.write(c, values.data());
-        }
+        for (int64_t d = 0; d < width; ++d) values[d] = std::ldexp(values[d] - mean[d], -exponent);
+        explained_out.write(c, values.data());
         for (double& value : values) value *= value;
         squared_out.write(c, values.data());
       }
@@ -119,7 +141,10 @@ class Chunk {
         rows_(MatrixView::of(head.features).block(begin, count, 0, head.width())),
         logits_(new_matrix(count, head.num_classes())),
         dots_(new_matrix(count, head.num_classes())),
-        sq_norms_(new_matrix(count, head.num_classes())) {
+        sq_norms_(new_matrix(count, head.num_classes())),
+        logits_in_(logits_),
+        dots_in_(dots_),
+        sq_norms_in_(sq_norms_) {
     Tensor sq_features = new_matrix(count, head.width());
     Tensor target_side = new_matrix(count, head.width());
     fill_factors(sq_features, target_side);
@@ -135,9 +160,9 @@ class Chunk {
   // Reads the logits z of a row of the chunk and makes its teacher logits t.
   void read(int64_t row, double* z, double* t, double* scratch) const {
     const int64_t num_classes = head_.num_classes();
-    Input(logits_).read(row, 0, num_classes, z);
-    Input(dots_).read(row, 0, num_classes, scratch);
-    Input(sq_norms_).read(row, 0, num_classes, scratch + num_classes);
+    logits_in_.read(row, 0, num_classes, z);
+    dots_in_.read(row, 0, num_classes, scratch);
+    sq_norms_in_.read(row, 0, num_classes, scratch + num_classes);
     teacher_logits_of_stats(scratch, scratch + num_classes, nullptr, num_classes, z, num_classes,
                             target(row), head_.labels, t);
   }
@@ -153,7 +178,7 @@ class Chunk {
     matmul_into(a, MatrixView::of(weight).transposed(), MatrixView::of(out));
   }
 
-  // h^2, and h^2 times the weight of the row's target; zeros in ignored rows.
+  // h^2 for h near 1, and h^2 times the weight of the row's target; zeros in ignored rows.
   void fill_factors(const Tensor& sq_features, const Tensor& target_side) const {
     const int64_t width = head_.width();
     const Input features(head_.features), explained(head_.weight.explained);
@@ -166,9 +191,13 @@ class Chunk {
           of_target = values;
         } else {
           features.read(begin_ + row, 0, width, values.data());
+          double largest = 0.0;
+          for (const double value : values) largest = std::max(largest, std::abs(value));
+          const int exponent = exponent_of(largest);
           explained.read(target(row), 0, width, of_target.data());
           for (int64_t d = 0; d < width; ++d) {
-            values[d] *= values[d];
+            const double scaled = std::ldexp(values[d], -exponent);
+            values[d] = scaled * scaled;
             of_target[d] *= values[d];
           }
         }
@@ -201,6 +230,9 @@ class Chunk {
   Tensor logits_;
   Tensor dots_;
   Tensor sq_norms_;
+  Input logits_in_;
+  Input dots_in_;
+  Input sq_norms_in_;
 };
 
 template <typename Work>
@@ -269,6 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
   const LabelOptions labels{temperature, similarity_temperature, Similarity(similarity),
                             LabelMode(label_mode), non_target_mass};
   const Indices y(target);
+  check_targets(y, weight.size(0), ignore_index);
   const ScalarType dtype = wide_dtype(features);
   const Head head{live_features(features, dtype, y, ignore_index),
                   ExplainedWeight(weight, dtype, center),

@@ -63,29 +63,13 @@ void for_each_tile(const MatrixView& a, const MatrixView& b, const MatrixView& o
 }
 
 template <typename T>
-void add(const std::vector<T>& tile, const MatrixView& sum) {
+void add(const MatrixView& tile, const MatrixView& sum) {
+  const T* source = reinterpret_cast<const T*>(tile.data);
   T* destination = reinterpret_cast<T*>(sum.data);
-  const T* source = tile.data();
   for (int64_t i = 0; i < sum.rows; ++i) {
     T* out = destination + i * sum.row_stride;
     for (int64_t j = 0; j < sum.columns; ++j) out[j * sum.column_stride] += *source++;
   }
-}
-
-template <typename T>
-void matmul_add(const MatrixView& a, const MatrixView& b, const MatrixView& sum) {
-  for_each_tile(a, b, sum,
-                [](const MatrixView& a_rows, const MatrixView& b_columns, const MatrixView& tile) {
-                  std::vector<T> product(static_cast<size_t>(tile.rows * tile.columns));
-                  const MatrixView view{reinterpret_cast<char*>(product.data()),
-                                        tile.dtype,
-                                        tile.rows,
-                                        tile.columns,
-                                        tile.columns,
-                                        1};
-                  mm_out(a_rows.tensor(), b_columns.tensor(), view.tensor());
-                  add(product, tile);
-                });
 }
 
 }  // namespace
@@ -119,11 +103,19 @@ void matmul_into(const MatrixView& a, const MatrixView& b, const MatrixView& out
 }
 
 void matmul_add_into(const MatrixView& a, const MatrixView& b, const MatrixView& sum) {
-  if (sum.dtype == ScalarType::Double) {
-    matmul_add<double>(a, b, sum);
-  } else {
-    matmul_add<float>(a, b, sum);
-  }
+  const Tensor like = sum.tensor();
+  for_each_tile(a, b, sum,
+                [&](const MatrixView& a_rows, const MatrixView& b_columns, const MatrixView& tile) {
+                  const Tensor product = new_empty(like, {tile.rows, tile.columns}, tile.dtype);
+                  // Through a view: the product itself may be an inference tensor.
+                  const MatrixView view = MatrixView::of(product);
+                  mm_out(a_rows.tensor(), b_columns.tensor(), view.tensor());
+                  if (tile.dtype == ScalarType::Double) {
+                    add<double>(view, tile);
+                  } else {
+                    add<float>(view, tile);
+                  }
+                });
 }
 
 }  // namespace introkernels::cpu

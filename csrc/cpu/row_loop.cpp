@@ -34,10 +34,11 @@ LossOutputs LossCollector::finish() const {
   const int64_t num_rows = static_cast<int64_t>(terms_.size());
   const bool per_row = options_.reduction == Reduction::kNone;
   const auto combine = [&](const RowTerms& terms) {
+    // A term that is switched off can't spoil a row: 0 * inf would be NaN.
     const double kl_factor = options_.kl_weight * options_.temperature * options_.temperature;
-    // A cross entropy that is switched off can't make a row infinite: 0 * inf would be NaN.
+    const double kl = options_.kl_weight > 0 ? kl_factor * terms.kl : 0.0;
     const double ce = options_.ce_weight > 0 ? options_.ce_weight * terms.ce : 0.0;
-    return kl_factor * terms.kl + ce;
+    return kl + ce;
   };
 
   double weight_sum = 0.0, num_live = 0.0;

@@ -64,7 +64,7 @@ class LossScales {
 // target, t), which fills the teacher logits t [C] of a row whose logits are z [C].
 template <typename NewTeacher>
 void forward_rows(const Input& logits, const Indices& target, const RowLoss<double>& loss,
-                  int64_t ignore_index, const NewTeacher& new_teacher, LossCollector* collector) {
+                  const NewTeacher& new_teacher, LossCollector* collector) {
   const int64_t num_rows = logits.size(0), num_classes = logits.size(1);
   torch::stable::parallel_for(0, num_rows, row_grain(num_classes), [&](int64_t begin, int64_t end) {
     auto teacher = new_teacher();
@@ -73,7 +73,7 @@ void forward_rows(const Input& logits, const Indices& target, const RowLoss<doub
     double* t = z + num_classes;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = target(row);
-      if (y == ignore_index) {
+      if (loss.ignores(y)) {
         collector->ignore(row);
         continue;
       }
@@ -87,8 +87,8 @@ void forward_rows(const Input& logits, const Indices& target, const RowLoss<doub
 // Backward of rows [0, B) into grad_logits [B, C].
 template <typename NewTeacher>
 void backward_rows(const Input& logits, const Indices& target, const RowLoss<double>& loss,
-                   int64_t ignore_index, const RowState* states, const LossScales& scales,
-                   const NewTeacher& new_teacher, const Output& grad_logits) {
+                   const RowState* states, const LossScales& scales, const NewTeacher& new_teacher,
+                   const Output& grad_logits) {
   const int64_t num_rows = logits.size(0), num_classes = logits.size(1);
   torch::stable::parallel_for(0, num_rows, row_grain(num_classes), [&](int64_t begin, int64_t end) {
     auto teacher = new_teacher();
@@ -98,7 +98,7 @@ void backward_rows(const Input& logits, const Indices& target, const RowLoss<dou
     double* grad = t + num_classes;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = target(row);
-      if (y == ignore_index) {
+      if (loss.ignores(y)) {
         std::fill(grad, grad + num_classes, 0.0);
       } else {
         logits.read(row, 0, num_classes, z);

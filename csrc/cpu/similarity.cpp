@@ -29,8 +29,7 @@ LossOutputs similarity_forward(const Tensor& logits, const Tensor& target, const
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
   forward_rows(
-      z, y, loss, ignore_index, [&] { return TeacherOfStats(d, n, index, z.size(1), labels); },
-      &collector);
+      z, y, loss, [&] { return TeacherOfStats(d, n, index, z.size(1), labels); }, &collector);
   return collector.finish();
 }
 
@@ -47,14 +46,18 @@ Tensor similarity_backward(const Tensor& grad_loss, const Tensor& logits, const 
   const LabelOptions labels{temperature, similarity_temperature, Similarity(similarity),
                             LabelMode(label_mode), non_target_mass};
   const Input z(logits), d(dots), n(sq_norms);
+  const Indices y(target);
+  check_targets(y, z.size(1), ignore_index);
   std::optional<Indices> index;
-  if (class_index.has_value()) index.emplace(*class_index);
+  if (class_index.has_value()) {
+    index.emplace(*class_index);
+    check_class_index(*index, y, z.size(1), ignore_index);
+  }
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());
   backward_rows(
-      z, Indices(target), loss, ignore_index, states_of(row_state),
-      LossScales(grad_loss, totals, options),
+      z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
       [&] { return TeacherOfStats(d, n, index, z.size(1), labels); }, Output(grad_logits));
   return grad_logits;
 }

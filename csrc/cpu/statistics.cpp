@@ -9,7 +9,7 @@ namespace introkernels::cpu {
 
 namespace {
 
-// Elements of D that are worked on at a time: x^2 and x^2 g_y of a slice stay in the L1 cache. With
+// Elements of D that are worked on at a time: x and E_y of a slice stay in the L1 cache. With
 // centering each gradient of a slice is read twice, so a slice of all classes has to fit into L2.
 int64_t slice_of(int64_t num_explained, bool center) {
   constexpr int64_t kInL1 = 1024;
@@ -24,22 +24,22 @@ struct Sums {
 };
 
 // The order of the additions is fixed by kLanes alone, and lanes let the compiler vectorise them.
-Sums inner_products(const double* gradient, const double* target_side, const double* sq_inputs,
+Sums inner_products(const double* gradient, const double* inputs, const double* target_explanation,
                     int64_t count) {
   constexpr int64_t kLanes = 8;
   double dots[kLanes] = {}, sq_norms[kLanes] = {};
   int64_t d = 0;
   for (; d + kLanes <= count; d += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double g = gradient[d + lane];
-      dots[lane] += g * target_side[d + lane];
-      sq_norms[lane] += g * g * sq_inputs[d + lane];
+      const double e = gradient[d + lane] * inputs[d + lane];
+      dots[lane] += e * target_explanation[d + lane];
+      sq_norms[lane] += e * e;
     }
   }
   for (int64_t lane = 0; d < count; ++d, ++lane) {
-    const double g = gradient[d];
-    dots[lane] += g * target_side[d];
-    sq_norms[lane] += g * g * sq_inputs[d];
+    const double e = gradient[d] * inputs[d];
+    dots[lane] += e * target_explanation[d];
+    sq_norms[lane] += e * e;
   }
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane) {
@@ -61,8 +61,8 @@ RowStatistics::RowStatistics(const Input& gradients, const Input& inputs, bool c
       slice_(slice_of(num_explained_, center)),
       gradient_(static_cast<size_t>(slice_)),
       mean_(center ? static_cast<size_t>(slice_) : 0),
-      sq_inputs_(static_cast<size_t>(slice_)),
-      target_side_(static_cast<size_t>(slice_)) {}
+      inputs_of_slice_(static_cast<size_t>(slice_)),
+      target_explanation_(static_cast<size_t>(slice_)) {}
 
 void RowStatistics::compute(int64_t row, int64_t target_position, double* dots, double* sq_norms) {
   std::fill(dots, dots + num_explained_, 0.0);
@@ -82,14 +82,15 @@ void RowStatistics::compute(int64_t row, int64_t target_position, double* dots, 
       if (!center_) return;
       for (int64_t d = 0; d < count; ++d) gradient_[d] -= mean_[d];
     };
-    inputs_.read(row, begin, count, sq_inputs_.data());
-    for (int64_t d = 0; d < count; ++d) sq_inputs_[d] *= sq_inputs_[d];
+    inputs_.read(row, begin, count, inputs_of_slice_.data());
     read_gradient(target_position);
-    for (int64_t d = 0; d < count; ++d) target_side_[d] = sq_inputs_[d] * gradient_[d];
+    for (int64_t d = 0; d < count; ++d) {
+      target_explanation_[d] = gradient_[d] * inputs_of_slice_[d];
+    }
     for (int64_t k = 0; k < num_explained_; ++k) {
       read_gradient(k);
-      const Sums sums =
-          inner_products(gradient_.data(), target_side_.data(), sq_inputs_.data(), count);
+      const Sums sums = inner_products(gradient_.data(), inputs_of_slice_.data(),
+                                       target_explanation_.data(), count);
       dots[k] += sums.dot;
       sq_norms[k] += sums.sq_norm;
     }
@@ -111,7 +112,9 @@ std::tuple<Tensor, Tensor> explanation_stats(const Tensor& gradients, const Tens
   std::optional<Indices> index;
   if (class_index.has_value()) {
     index.emplace(*class_index);
-    check_class_index(*index, y, std::numeric_limits<int64_t>::max(), ignore_index);
+    constexpr int64_t kAnyClass = std::numeric_limits<int64_t>::max();
+    check_targets(y, kAnyClass, ignore_index);
+    check_class_index(*index, y, kAnyClass, ignore_index);
   } else {
     check_targets(y, num_explained, ignore_index);
   }

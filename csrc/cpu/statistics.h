@@ -23,10 +23,10 @@ class RowStatistics {
   int64_t num_explained_;
   int64_t num_dims_;
   int64_t slice_;
-  std::vector<double> gradient_;     // g_c of the slice
-  std::vector<double> mean_;         // the mean gradient of the slice
-  std::vector<double> sq_inputs_;    // x^2
-  std::vector<double> target_side_;  // x^2 g_y
+  std::vector<double> gradient_;            // g_c of the slice
+  std::vector<double> mean_;                // the mean gradient of the slice
+  std::vector<double> inputs_of_slice_;     // x
+  std::vector<double> target_explanation_;  // E_y
 };
 
 // Where the target stands among the explained classes of its row; class_index has been checked.

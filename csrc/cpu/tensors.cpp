@@ -97,7 +97,11 @@ Output::Output(const Tensor& tensor)
 Indices::Indices(const Tensor& tensor)
     : data_(static_cast<const int64_t*>(tensor.const_data_ptr())),
       sizes_(to_vector(tensor.sizes())),
-      strides_(to_vector(tensor.strides())) {}
+      strides_(to_vector(tensor.strides())) {
+  if (tensor.scalar_type() != ScalarType::Long) {
+    throw std::invalid_argument("introkernels: an index tensor must be int64");
+  }
+}
 
 std::vector<double> values_of(const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return {};

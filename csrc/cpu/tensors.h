@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -33,7 +34,6 @@ class Input {
   explicit Input(const Tensor& tensor);
 
   int64_t size(int64_t dim) const { return sizes_[dim]; }
-  int64_t stride(int64_t dim) const { return strides_[dim]; }
 
   // Row `row`, elements [begin, begin + count) of the last dimension of a 2-D tensor.
   void read(int64_t row, int64_t begin, int64_t count, double* out) const {
@@ -61,7 +61,7 @@ class Input {
   std::vector<int64_t> strides_;
 };
 
-// A freshly allocated, contiguous floating tensor to be written row by row.
+// A contiguous floating tensor of the kernel's own, to be written row by row.
 class Output {
  public:
   explicit Output(const Tensor& tensor);
@@ -77,7 +77,7 @@ class Output {
   Store store_;
 };
 
-// An int64 tensor of one or two dimensions.
+// An int64 tensor of one or two dimensions; throws std::invalid_argument for another dtype.
 class Indices {
  public:
   explicit Indices(const Tensor& tensor);

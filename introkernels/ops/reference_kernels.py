@@ -151,6 +151,7 @@ def explanation_stats(
     if class_index is None:
         checks.target_in_range(target, gradients.shape[1], ignore_index)
     else:
+        checks.target_in_range(target, torch.iinfo(torch.int64).max, ignore_index)
         checks.class_index_values(class_index, target, None, ignore_index)
     stats = reference.explanation_stats(
         gradients,
@@ -296,9 +297,15 @@ def _head_stats(
 ) -> ExplanationStats:
     """Statistics of a linear head in closed form: ``[B, C, D]`` would be too much even here."""
     wide = torch.promote_types(torch.promote_types(features.dtype, weight.dtype), torch.float32)
-    squares, weight = features.to(wide).square(), weight.to(wide)
+    weight = weight.to(wide)
     if center:
         weight = weight - weight.mean(0)
+    # Similarities are ratios: scaling a row or the whole weight by a power of two changes nothing
+    # in them, but keeps squares in range.
+    weight = _near_one(weight, weight.abs().amax() if weight.numel() else weight.sum())
+    features = features.to(wide)
+    largest = features.abs().amax(1, keepdim=True) if features.numel() else features[:, :1]
+    squares = _near_one(features, largest).square()
     known = (target >= 0) & (target < len(weight))
     weight_of_target = weight[torch.where(known, target, 0)]
     with torch.autocast(features.device.type, enabled=False):
@@ -306,6 +313,12 @@ def _head_stats(
         sq_norms = squares @ weight.square().mT
     live = (target != ignore_index)[:, None]
     return ExplanationStats(torch.where(live, dots, 0), torch.where(live, sq_norms, 0))
+
+
+def _near_one(values: Tensor, largest: Tensor) -> Tensor:
+    """``values`` times the power of two that brings ``largest`` near 1; as they are for 0."""
+    exponent = torch.frexp(largest).exponent
+    return torch.ldexp(values, torch.where(largest.isfinite(), -exponent, 0))
 
 
 def _similarity_log_q(
@@ -385,8 +398,10 @@ def _backward(
         ce_scale = kl_scale = grad_loss.double()
     if REDUCTIONS[reduction] == "none":
         ce_scale = kl_scale = ce_scale[:, None]
-    grad = kl_weight * kl_scale * grad_kl
+    grad = torch.zeros_like(grad_kl)
     if ce_weight > 0:
         grad = grad + ce_weight * ce_scale * grad_ce
+    if kl_weight > 0:
+        grad = grad + kl_weight * kl_scale * grad_kl
     grad = torch.where(known, torch.where(exists, grad, 0), float("nan"))
     return torch.where(live, grad, 0)

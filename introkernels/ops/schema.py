@@ -27,6 +27,7 @@ _LOSS = (
     "float label_smoothing, int reduction"
 )
 _LABELS = "float similarity_temperature, int similarity, int label_mode, float non_target_mass"
+_NUM_LABEL_OPTIONS = _LABELS.count(",") + 1
 _LOSS_OUT = "Tensor loss, Tensor ce, Tensor kl, Tensor row_state, Tensor totals"
 _HEAD_LOSS = _LOSS.replace("Tensor? weight", "Tensor? class_weight")
 
@@ -100,7 +101,7 @@ def _fake_similarity_forward(
     class_index: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    return _loss_outputs(logits, options[-5])
+    return _loss_outputs(logits, options[-1 - _NUM_LABEL_OPTIONS])
 
 
 def _fake_backward(grad_loss: Tensor, logits: Tensor, *rest: Any) -> Tensor:
@@ -126,7 +127,7 @@ def _fake_introspective_forward(
 ) -> tuple[Tensor, ...]:
     shape = gradients.shape[:2]
     return (
-        *_loss_outputs(logits, options[-5]),
+        *_loss_outputs(logits, options[-1 - _NUM_LABEL_OPTIONS]),
         gradients.new_empty(shape, dtype=torch.float64),
         gradients.new_empty(shape, dtype=torch.float64),
     )
@@ -140,7 +141,7 @@ def _fake_linear_forward(
     center: bool,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    return _loss_outputs(features, options[-5])
+    return _loss_outputs(features, options[-1 - _NUM_LABEL_OPTIONS])
 
 
 def _fake_linear_backward(
@@ -209,6 +210,8 @@ def _one_call_a_sample(operator: Any) -> Callable[..., Any]:
     """A vmap rule. Rows are a kernel's own batch, so a further batch is rare and only looped."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(f"{operator} can't be vmapped over a dimension of size 0")
         samples = [
             operator(
                 *(

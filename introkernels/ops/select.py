@@ -32,13 +32,6 @@ def operators(device: torch.device) -> SimpleNamespace:
     return _NATIVE
 
 
-def name_for(device: torch.device) -> str:
-    """The name of the backend that would serve tensors on ``device`` now."""
-    if _chosen != "auto":
-        return _chosen
-    return device.type if loader.STATUS.get(device.type) == loader.LOADED else "reference"
-
-
 class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
     """Choose the backend of all losses of this process, as a setter or as a context manager.
 
@@ -47,8 +40,9 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
 
     Args:
         name: ``"auto"`` (the fastest that is loaded for the tensors' device, the definition where
-            there is none), ``"reference"`` (the definition), ``"cpu"`` (C++), ``"cuda"`` or
-            ``"triton"``.
+            there is none), ``"reference"`` (the definition in plain PyTorch, with the gradient
+            written out and a linear head's statistics in closed form), ``"cpu"`` (C++),
+            ``"cuda"`` or ``"triton"``.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -64,10 +58,17 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
         status = loader.STATUS.get(name, loader.LOADED)
         if status != loader.LOADED:
             raise RuntimeError(f"backend {name!r} can't be used: {status}")
-        self._previous = _chosen
+        self._name = name
+        # What to go back to, for each context entered; the first entry is the choice just made.
+        self._previous: list[str] = []
+        self._before: str | None = _chosen
         _chosen = name
 
     def __enter__(self) -> use_backend:
+        global _chosen
+        self._previous.append(_chosen if self._before is None else self._before)
+        self._before = None
+        _chosen = self._name
         return self
 
     def __exit__(
@@ -77,4 +78,4 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
         traceback: TracebackType | None,
     ) -> None:
         global _chosen
-        _chosen = self._previous
+        _chosen = self._previous.pop()

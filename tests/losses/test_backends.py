@@ -162,3 +162,15 @@ def test_check_variable_is_not_needed_on_the_cpu(
         with pytest.raises(IndexError, match=r"target\[1\] is 5"):
             ik.distillation_loss(*bad.arguments())
         assert torch.isfinite(ik.distillation_loss(*case.arguments()))
+
+
+def test_a_choice_may_be_entered_again_and_nested() -> None:
+    choice = ik.use_backend("reference")
+    with choice:
+        assert select._chosen == "reference"
+    assert select._chosen == "auto"
+    with choice:
+        with choice:
+            assert select._chosen == "reference"
+        assert select._chosen == "reference"
+    assert select._chosen == "auto"

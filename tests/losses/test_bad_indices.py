@@ -103,3 +103,22 @@ def test_explained_class_beyond_the_logits(backend: str, function: str, value: i
         call(function, TARGET, index)
     ignored = with_entry(TARGET, (1,), -100)
     assert torch.isfinite(call(function, ignored, index)).all()
+
+
+@pytest.mark.parametrize("target", [[0, 9], [-1, 2]])
+def test_soft_labels_refuse_a_target_that_is_no_class(target: list[int]) -> None:
+    stats = ik.ExplanationStats(torch.rand(2, 3), torch.rand(2, 3))
+    with pytest.raises(IndexError, match=r"target\[[01]\] is (9|-1), outside \[0, 3\)"):
+        ik.soft_labels(stats, torch.tensor(target))
+    assert ik.soft_labels(stats, torch.tensor([-100, 2])).isnan().tolist() == [
+        [True] * 3,
+        [False] * 3,
+    ]
+
+
+def test_a_negative_target_is_out_of_range_also_among_chosen_classes(backend: str) -> None:
+    index = torch.tensor([[0, 1], [-5, 2]])
+    with pytest.raises(IndexError, match=r"target\[1\] is -5"):
+        ik.explanation_stats(
+            torch.randn(2, 2, 3), torch.randn(2, 3), torch.tensor([0, -5]), class_index=index
+        )

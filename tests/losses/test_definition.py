@@ -380,7 +380,8 @@ class TestAgainstCaptum:
     def test_statistics_are_inner_products_of_input_x_gradient(
         self, backend: str, center: bool
     ) -> None:
-        captum = pytest.importorskip("captum.attr")
+        from captum.attr import InputXGradient
+
         model = nn.Sequential(
             nn.Conv2d(2, 4, 3),
             nn.GELU(),
@@ -391,7 +392,7 @@ class TestAgainstCaptum:
         ).double()
         images = torch.randn(4, 2, 7, 9, dtype=torch.float64, requires_grad=True)
         target = torch.tensor([5, 0, 2, 2])
-        explainer = captum.InputXGradient(model)
+        explainer = InputXGradient(model)
         explanations = torch.stack(
             [explainer.attribute(images, target=c).detach().flatten(1) for c in range(6)], 1
         )

@@ -143,3 +143,22 @@ def test_results_do_not_depend_on_uninitialised_memory(
     for _ in range(3):
         spoil_freed_memory(sizes)
         assert_same_bits(results(case), expected)
+
+
+def test_head_does_not_depend_on_where_its_inputs_lie(compiled_backend: str) -> None:
+    values, target = torch.randn(40, 33), torch.randint(21, (40,))
+    head = torch.randn(21, 33)
+
+    def loss_and_gradients(offset: int) -> list[torch.Tensor]:
+        placed = []
+        for tensor in (values, head):
+            memory = torch.empty(tensor.numel() + 16)
+            view = memory[offset : offset + tensor.numel()].view_as(tensor)
+            placed.append(view.copy_(tensor).requires_grad_())
+        loss = ik.linear_introspective_loss(*placed, target)
+        return [loss.detach(), *torch.autograd.grad(loss, placed)]
+
+    expected = loss_and_gradients(0)
+    for offset in range(1, 16):
+        for got, want in zip(loss_and_gradients(offset), expected, strict=True):
+            assert torch.equal(got, want)

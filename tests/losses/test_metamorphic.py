@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from helpers.cases import (
     linear_case,
     similarity_case,
 )
-from helpers.oracle import Outcome, evaluate
+from helpers.oracle import evaluate
+from helpers.relations import assert_same, build, logits_of
 from helpers.tolerance import assert_accurate
 from torch import Tensor
 
@@ -44,23 +44,9 @@ CLASS_DIMENSION = {
 }
 
 
-def build(loss: str, rows: int = 6, classes: int = 9, **keywords: Any) -> Case:
-    """A case in float64 with a sharper temperature than the default's."""
-    return BUILDERS[loss](rows, classes, torch.float64, temperature=1.5, **keywords)
-
-
 def on_a_grid(tensor: Tensor) -> Tensor:
     """Rounded to multiples of 2**-20, so that integers are added without another rounding."""
     return (tensor * 2**20).round() / 2**20
-
-
-def assert_same(actual: Outcome, expected: Outcome, **other_grads: Tensor) -> None:
-    """Equal losses, terms and gradients; ``other_grads`` replace expected gradients."""
-    assert_accurate(actual.loss, expected.loss, "loss")
-    assert_accurate(actual.ce, expected.ce, "ce")
-    assert_accurate(actual.kl, expected.kl, "kl")
-    for name, grad in {**expected.grads, **other_grads}.items():
-        assert_accurate(actual.grads[name], grad, f"gradient of {name}")
 
 
 @every_loss
@@ -317,159 +303,6 @@ def test_all_mass_on_other_classes_leaves_the_target_none(backend: str, loss: st
     q = (1 - F.one_hot(case["target"], 9).double()) / 8
     log_p = F.log_softmax(logits_of(case) / 1.5, 1)
     assert_accurate(evaluate(case).kl, F.kl_div(log_p, q, reduction="none").sum(1))
-
-
-def logits_of(case: Case) -> Tensor:
-    """The logits of a case, which a head computes."""
-    if case.function == "linear_introspective_loss":
-        return F.linear(case["features"], case["weight"], case["bias"])
-    return case["logits"]
-
-
-STATS_OPTIONS = list(itertools.product((False, True), ("cosine", "projection"), (None, 4)))
-
-
-@pytest.mark.parametrize(("center", "similarity", "explained"), STATS_OPTIONS)
-@every_label_mode
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
-def test_introspective_is_statistics_and_similarity_loss(
-    backend: str,
-    dtype: torch.dtype,
-    center: bool,
-    similarity: str,
-    explained: int | None,
-    label_mode: str,
-) -> None:
-    keywords = {"similarity": similarity, "label_mode": label_mode, "reduction": "none"}
-    case = introspective_case(
-        6, 9, dtype, explained=explained, center=center, ignored=1, **keywords
-    )
-    stats = ik.explanation_stats(
-        case["gradients"],
-        case["inputs"],
-        case["target"],
-        center=center,
-        class_index=case.keywords["class_index"],
-    )
-    split = Case(
-        "similarity_loss",
-        {
-            "logits": case["logits"],
-            "target": case["target"],
-            "dots": stats.dots,
-            "sq_norms": stats.sq_norms,
-            "stats_index": stats.class_index,
-        },
-        keywords,
-    )
-    whole, parts = evaluate(case), evaluate(split)
-    assert_accurate(whole.loss, parts.loss.double(), "loss")
-    assert_accurate(whole.grads["logits"], parts.grads["logits"].double(), "gradient")
-
-
-@every_similarity
-@every_label_mode
-@pytest.mark.parametrize("center", [False, True])
-def test_head_is_an_introspective_loss_of_its_weight(
-    backend: str, similarity: str, label_mode: str, center: bool
-) -> None:
-    case = build(
-        "linear_introspective_loss", similarity=similarity, label_mode=label_mode, center=center
-    )
-    logits = logits_of(case)
-    spelt_out = Case(
-        "introspective_loss",
-        {
-            "logits": logits,
-            "target": case["target"],
-            "gradients": case["weight"].expand(6, -1, -1),
-            "inputs": case["features"],
-        },
-        {name: value for name, value in case.keywords.items() if name != "class_weight"},
-    )
-    head, spelt = evaluate(case), evaluate(spelt_out)
-    assert_accurate(head.loss, spelt.loss)
-    grad = spelt.grads["logits"]
-    assert_accurate(head.grads["features"], grad @ case["weight"])
-    assert_accurate(head.grads["weight"], grad.mT @ case["features"])
-    assert_accurate(head.grads["bias"], grad.sum(0))
-
-
-@every_similarity
-@every_label_mode
-def test_introspection_is_distillation_of_similarities(
-    backend: str, similarity: str, label_mode: str
-) -> None:
-    case = similarity_case(
-        6,
-        9,
-        torch.float64,
-        similarity=similarity,
-        label_mode=label_mode,
-        temperature=1.5,
-        similarity_temperature=0.5,
-        non_target_mass=0.3,
-    )
-    stats = ik.ExplanationStats(case["dots"], case["sq_norms"])
-    q = ik.soft_labels(
-        stats,
-        case["target"],
-        temperature=1.5,
-        similarity_temperature=0.5,
-        similarity=similarity,
-        label_mode=label_mode,
-        non_target_mass=0.3,
-    )
-    torch.testing.assert_close(q.sum(1), torch.ones(6).double(), rtol=1e-14, atol=0)
-    distilled = Case(
-        "distillation_loss",
-        {"logits": case["logits"], "teacher_logits": 1.5 * q.log(), "target": case["target"]},
-        {"temperature": 1.5},
-    )
-    assert_same(evaluate(case), evaluate(distilled))
-
-
-def test_classes_not_explained_have_no_label(backend: str) -> None:
-    case = similarity_case(6, 9, torch.float64, explained=4, temperature=1.5)
-    index = case["stats_index"]
-    stats = ik.ExplanationStats(case["dots"], case["sq_norms"], index)
-    q = ik.soft_labels(stats, case["target"], temperature=1.5)
-    teacher = torch.full((6, 9), float("-inf"), dtype=torch.float64)
-    distilled = Case(
-        "distillation_loss",
-        {
-            "logits": case["logits"],
-            "teacher_logits": teacher.scatter(1, index, 1.5 * q.log()),
-            "target": case["target"],
-        },
-        {"temperature": 1.5},
-    )
-    assert_same(evaluate(case), evaluate(distilled))
-
-
-@every_similarity
-@every_label_mode
-@pytest.mark.parametrize("loss", ["similarity_loss", "introspective_loss"])
-def test_all_classes_named_in_any_order_are_all_classes(
-    backend: str, loss: str, similarity: str, label_mode: str
-) -> None:
-    case = build(loss, similarity=similarity, label_mode=label_mode)
-    index = torch.stack([torch.randperm(9) for _ in range(6)])
-    rows = torch.arange(6)[:, None]
-    named = case.with_tensors(
-        **{
-            name: case[name][rows, index]
-            for name in ("dots", "sq_norms", "gradients")
-            if name in case.tensors
-        }
-    )
-    if loss == "similarity_loss":
-        named = named.with_tensors(stats_index=index)
-    else:
-        named = named.with_keywords(class_index=index)
-    assert_same(evaluate(named), evaluate(case))
 
 
 def test_explanations_are_sets_of_numbers_whatever_their_shape(backend: str) -> None:
