@@ -6,7 +6,8 @@ row and is computed in float64, whatever the dtype of the inputs, so that the de
 accurate. Autograd differentiates it; soft labels are constants.
 
 The functions have the names and arguments of the public ones and do not check them. A row whose
-target is neither a class nor ``ignore_index`` comes out as NaN.
+target is neither a class nor ``ignore_index`` comes out as NaN. Float32 explanations are formed and
+summed in float32.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ struct RowState {
   double weight_sum;       // of the class weights of the classes that exist
 };
 
+// The two terms of a row's loss, without their weights and T^2.
 struct RowTerms {
   double ce;
   double kl;
