@@ -23,11 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> introspective
   const Indices y(target);
   const int64_t num_rows = z.size(0), num_classes = z.size(1), num_explained = g.size(1);
   check_targets(y, num_classes, ignore_index);
-  std::optional<Indices> index;
-  if (class_index.has_value()) {
-    index.emplace(*class_index);
-    check_class_index(*index, y, num_classes, ignore_index);
-  }
+  const auto index = checked_class_index(class_index, y, num_classes, ignore_index);
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, num_classes);
   Tensor dots = new_empty(logits, {num_rows, num_explained}, ScalarType::Double);

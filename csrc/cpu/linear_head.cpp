@@ -120,6 +120,16 @@ struct Head {
   int64_t ignore_index;
   LabelOptions labels;
 
+  Head(const Tensor& features_in, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
+       const Indices& target_in, int64_t ignore_index_in, bool center,
+       const LabelOptions& labels_in)
+      : features(live_features(features_in, wide_dtype(features_in), target_in, ignore_index_in)),
+        weight(weight_in, wide_dtype(features_in), center),
+        bias(values_of(bias_in)),
+        target(target_in),
+        ignore_index(ignore_index_in),
+        labels(labels_in) {}
+
   int64_t num_rows() const { return features.size(0); }
   int64_t num_classes() const { return weight.weight.size(0); }
   int64_t width() const { return features.size(1); }
@@ -258,13 +268,8 @@ LossOutputs linear_forward(const Tensor& features, const Tensor& weight, const T
                             LabelMode(label_mode), non_target_mass};
   const Indices y(target);
   check_targets(y, weight.size(0), ignore_index);
-  const ScalarType dtype = wide_dtype(features);
-  const Head head{live_features(features, dtype, y, ignore_index),
-                  ExplainedWeight(weight, dtype, center),
-                  values_of(bias),
-                  y,
-                  ignore_index,
-                  labels};
+  const Head head(features, weight, bias, y, ignore_index, center, labels);
+  const ScalarType dtype = head.features.scalar_type();
   const std::vector<double> class_weights = values_of(class_weight);
   const int64_t num_classes = head.num_classes();
   const RowLoss<double> loss(options, class_weight ? class_weights.data() : nullptr, num_classes);
@@ -302,13 +307,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
                             LabelMode(label_mode), non_target_mass};
   const Indices y(target);
   check_targets(y, weight.size(0), ignore_index);
-  const ScalarType dtype = wide_dtype(features);
-  const Head head{live_features(features, dtype, y, ignore_index),
-                  ExplainedWeight(weight, dtype, center),
-                  values_of(bias),
-                  y,
-                  ignore_index,
-                  labels};
+  const Head head(features, weight, bias, y, ignore_index, center, labels);
+  const ScalarType dtype = head.features.scalar_type();
   const std::vector<double> class_weights = values_of(class_weight);
   const int64_t num_classes = head.num_classes(), width = head.width();
   const RowLoss<double> loss(options, class_weight ? class_weights.data() : nullptr, num_classes);

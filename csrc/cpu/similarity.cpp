@@ -20,11 +20,7 @@ LossOutputs similarity_forward(const Tensor& logits, const Tensor& target, const
   const Input z(logits), d(dots), n(sq_norms);
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
-  std::optional<Indices> index;
-  if (class_index.has_value()) {
-    index.emplace(*class_index);
-    check_class_index(*index, y, z.size(1), ignore_index);
-  }
+  const auto index = checked_class_index(class_index, y, z.size(1), ignore_index);
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
@@ -48,11 +44,7 @@ Tensor similarity_backward(const Tensor& grad_loss, const Tensor& logits, const 
   const Input z(logits), d(dots), n(sq_norms);
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
-  std::optional<Indices> index;
-  if (class_index.has_value()) {
-    index.emplace(*class_index);
-    check_class_index(*index, y, z.size(1), ignore_index);
-  }
+  const auto index = checked_class_index(class_index, y, z.size(1), ignore_index);
   const std::vector<double> class_weight = values_of(weight);
   const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
   Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());

@@ -76,4 +76,13 @@ void check_class_index(const Indices& class_index, const Indices& target, int64_
   });
 }
 
+std::optional<Indices> checked_class_index(const std::optional<Tensor>& class_index,
+                                           const Indices& target, int64_t num_classes,
+                                           int64_t ignore_index) {
+  if (!class_index.has_value()) return std::nullopt;
+  const Indices index(*class_index);
+  check_class_index(index, target, num_classes, ignore_index);
+  return index;
+}
+
 }  // namespace introkernels::cpu

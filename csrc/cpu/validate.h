@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "cpu/tensors.h"
 
@@ -15,5 +16,10 @@ void check_targets(const Indices& target, int64_t num_classes, int64_t ignore_in
 // row that names a class twice or lacks its target. Ignored rows may hold anything.
 void check_class_index(const Indices& class_index, const Indices& target, int64_t num_classes,
                        int64_t ignore_index);
+
+// The class indices of a call, checked; none where it has none.
+std::optional<Indices> checked_class_index(const std::optional<Tensor>& class_index,
+                                           const Indices& target, int64_t num_classes,
+                                           int64_t ignore_index);
 
 }  // namespace introkernels::cpu

@@ -25,7 +25,7 @@ def _load_cpu() -> str:
     path = _PACKAGE / "_cpu.so"
     if not path.exists():
         reason = _build_report().get("cpu", "the package was installed without building it")
-        return f"not built: {reason}"
+        return f"{path.name} was built but is gone" if reason == "built" else f"not built: {reason}"
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
