@@ -2,41 +2,91 @@
 PYTHON ?= python3
 VENV := .venv
 INTROKERNELS_CPP ?= auto
-export INTROKERNELS_CPP
+INTROKERNELS_CUDA ?= auto
+export INTROKERNELS_CPP INTROKERNELS_CUDA
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip -qq --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-# One stamp for each value of the switch, so that changing it builds again.
-BUILT := $(VENV)/.built-$(INTROKERNELS_CPP)
-CXX_SOURCES := $(sort $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp'))
+# One stamp for each value of the switches, so that changing one builds again.
+BUILT := $(VENV)/.built-$(INTROKERNELS_CPP)-$(INTROKERNELS_CUDA)
+CXX_SOURCES := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h'))
+TEST_CXX_SOURCES := $(sort $(shell find tests -name '*.cu' -o -name '*.h'))
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format build wheel doctor clean
+.PHONY: help demo test test-emulated test-interpreted test-interpreter test-emulation kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(BUILT)  ## train every method on the digits over several seeds; table, runs/demo/report.html
 	$(PY) -m introkernels train --out $(DEMO_OUT) --resume
 
+EMULATED := OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cuda
+# In which threads of a block run; see csrc/emulation/emulation.h.
+ORDERS := ascending descending shuffled
+INTERPRETED := OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 INTROKERNELS_TEST_BACKENDS=triton
+
 # Idle OpenMP threads sleep rather than spin: on a shared machine spinning multiplies the time.
-test: $(BUILT)  ## run every test
+test: $(BUILT)  ## run the tests on every backend; CUDA under an emulation, Triton in its interpreter
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
+	@echo "The same on CUDA's emulation and Triton's interpreter, side by side: minutes without a word"
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-emulated test-interpreted
+
+# tests/cuda in one order, and without half of its planted faults.
+test-emulated: $(BUILT)  ## the part of `make test` that runs CUDA under its emulation, in three orders
+	for order in $(ORDERS); do \
+	  INTROKERNELS_EMULATION_ORDER=$$order $(EMULATED) $(PY) -m pytest tests/losses || exit; \
+	done
+	$(EMULATED) $(PY) -m pytest -m 'not slow' tests/cuda
+
+test-interpreted: $(BUILT)  ## the part of `make test` that runs Triton in its interpreter
+	$(INTERPRETED) $(PY) -m pytest --all-kernel-lines --at-most 4 tests/losses tests/triton
+
+test-interpreter: $(BUILT)  ## run every case of the tests on Triton in its interpreter (long)
+	$(INTERPRETED) $(PY) -m pytest --all-kernel-lines tests/losses tests/triton
+
+test-emulation: test-emulated  ## run the tests on the emulation of CUDA, all planted faults among them
+	$(EMULATED) $(PY) -m pytest -m slow tests/cuda
+
+kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300) and check what came out
+	$(PY) tests/compile_kernels.py
+	$(PY) tests/compile_cuda_kernels.py
+
+CAPABILITIES := avx2 baseline
+
+test-capabilities: $(BUILT)  ## run the tests of the losses again with AVX2 and with baseline kernels
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(CAPABILITIES:%=test-capability-%)
+
+# Chosen when the library is loaded: a process for each.
+$(CAPABILITIES:%=test-capability-%): test-capability-%: $(BUILT)
+	OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cpu \
+	  INTROKERNELS_CPU_CAPABILITY=$* $(PY) -m pytest tests/losses
+
+test-big: $(BUILT)  ## run the tests of tensors of more than 2^31 elements (13 GiB of memory)
+	INTROKERNELS_REQUIRE_BIG=1 INTROKERNELS_TEST_BACKENDS=cpu $(PY) -m pytest -m big tests/losses
+
+sanitize: $(INSTALLED)  ## run the tests on C++ built with Address- and UndefinedBehaviourSanitizer
+	$(PY) tests/run_sanitized.py
+
+# With the Python at hand and what it finds: such a machine may have no network to install from.
+gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 9 minutes
+	@test -n "$(OUT)" || { echo "make gpu-check OUT=folder: where logs and results go"; exit 2; }
+	$(PYTHON) benchmarks/gpu_check.py "$(OUT)" $(if $(PARTS),--only $(PARTS))
 
 lint: $(INSTALLED)  ## check formatting (ruff, clang-format), lints (ruff) and types (mypy)
 	$(PY) -m ruff check --output-format concise .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES) $(TEST_CXX_SOURCES)
 	$(PY) -m mypy
 
 format: $(INSTALLED)  ## reformat Python and C++ in place
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES) $(TEST_CXX_SOURCES)
 
-build: $(BUILT)  ## compile the C++ libraries into introkernels/ (INTROKERNELS_CPP=1: or fail)
+build: $(BUILT)  ## compile csrc/ into introkernels/ (INTROKERNELS_CPP=1, INTROKERNELS_CUDA=1: or fail)
 
 wheel: $(INSTALLED)  ## build a wheel into dist/
 	rm -rf dist
@@ -57,13 +107,13 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) needs its venv and ensurepip modules"; exit 1; }
 	@$(PIP) install --constraint constraints.txt --upgrade pip setuptools
 	@$(PIP) install --constraint constraints.txt torch numpy
-	@INTROKERNELS_CPP=0 $(PIP) install --constraint constraints.txt --no-build-isolation \
-	  --editable '.[train,test,dev]'
+	@INTROKERNELS_CPP=0 INTROKERNELS_CUDA=0 $(PIP) install --constraint constraints.txt --no-build-isolation \
+	  --editable '.[train,bench,test,dev,triton]'
 	@rm -f $(VENV)/.built-*
 	@touch $@
 
-$(BUILT): $(INSTALLED) $(CXX_SOURCES)
-	@echo "Building the C++ libraries"
+$(BUILT): $(INSTALLED) setup_cuda.py $(CXX_SOURCES)
+	@echo "Building the libraries of csrc"
 	@mkdir -p build
 	@$(PY) setup.py --quiet build_ext --inplace > build/build.log 2>&1 \
 	  || { cat build/build.log; exit 1; }

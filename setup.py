@@ -1,21 +1,29 @@
 """Build of the optional native libraries; everything static stands in pyproject.toml.
 
-Two libraries are built from csrc/, and the package works without either:
+Three libraries are built from csrc/, and the package works without any:
 
 * ``introkernels/_cpu.so``: the C++ kernels, a plain library over PyTorch's stable ABI, so that one
   binary serves every Python and every torch from 2.10 on;
+* ``introkernels/_cuda.so``: the CUDA kernels, likewise. It needs no torch with CUDA to be built,
+  only to be loaded;
 * ``introkernels/_C.<python abi>.so``: what was built and how, for ``introkernels.build_info()``.
 
-``INTROKERNELS_CPP`` = ``auto`` (default) builds them where possible and goes on without, with a
-warning; ``1`` makes any failure an error; ``0`` doesn't try. ``MAX_JOBS`` limits the compilers that
-run at once.
+``INTROKERNELS_CPP`` = ``auto`` (default) builds the first where possible and goes on without, with
+a warning; ``1`` makes any failure an error; ``0`` doesn't try. ``INTROKERNELS_CUDA`` is the same
+for the second, where ``auto`` asks for nvcc and for a torch with CUDA, and ``1`` for nvcc alone.
+The third comes with either.
 
-Each build writes ``introkernels/_build_status.json``: an object with the keys ``cpu`` and
+``TORCH_CUDA_ARCH_LIST`` says for which GPUs, in PyTorch's syntax; setup_cuda.py says for which
+without it. ``MAX_JOBS`` limits the compilers that run at once, ``NVCC_THREADS`` is how many
+architectures each nvcc compiles for at once, ``CUDA_HOME`` chooses the toolkit.
+
+Each build writes ``introkernels/_build_status.json``: an object with the keys ``cpu``, ``cuda`` and
 ``build_info``, each either ``"built"`` or the reason why that library is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -23,7 +31,10 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import setuptools
 
@@ -38,8 +49,13 @@ from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext as plain_build_ext
 
+# A build backend runs this file without a look at the modules beside it.
+sys.path.append(str(Path(__file__).resolve().parent))
+import setup_cuda
+
 try:
     import torch
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension
 
     TORCH_FAILURE = None
@@ -51,8 +67,9 @@ except Exception as failure:  # a broken torch raises anything, from OSError to 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "introkernels"
 CPU = f"{PACKAGE}._cpu"
+CUDA = f"{PACKAGE}._cuda"
 BUILD_INFO = f"{PACKAGE}._C"
-STATUS_KEYS = {CPU: "cpu", BUILD_INFO: "build_info"}
+STATUS_KEYS = {CPU: "cpu", CUDA: "cuda", BUILD_INFO: "build_info"}
 BUILT = "built"
 STATUS_FILE = "_build_status.json"
 
@@ -70,13 +87,15 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    # Vectors wider than the machine's registers are passed between inlined functions only.
+    "-Wno-psabi",
 ]
 
 
-def requested() -> str:
-    value = os.environ.get("INTROKERNELS_CPP", "auto")
+def requested(switch: str) -> str:
+    value = os.environ.get(switch, "auto")
     if value not in ("auto", "0", "1"):
-        raise SystemExit(f"INTROKERNELS_CPP is {value!r}; allowed are 'auto', '0' and '1'")
+        raise SystemExit(f"{switch} is {value!r}; allowed are 'auto', '0' and '1'")
     return value
 
 
@@ -112,12 +131,27 @@ def compiler_obstacle() -> str | None:
     return None
 
 
-MODE = requested()
-OBSTACLE = (
-    "switched off by INTROKERNELS_CPP=0 at build time"
-    if MODE == "0"
-    else torch_obstacle() or compiler_obstacle()
-)
+KERNELS = {CPU: "C++", CUDA: "CUDA"}
+SWITCHES = {CPU: "INTROKERNELS_CPP", CUDA: "INTROKERNELS_CUDA"}
+MODES = {library: requested(switch) for library, switch in SWITCHES.items()}
+NVCC = None
+
+# Why a library is not even tried.
+OBSTACLES = {
+    library: f"switched off by {SWITCHES[library]}=0 at build time"
+    for library, mode in MODES.items()
+    if mode == "0"
+}
+if len(OBSTACLES) < len(MODES) and (common := torch_obstacle() or compiler_obstacle()):
+    OBSTACLES = dict.fromkeys(MODES, common) | OBSTACLES
+if CUDA not in OBSTACLES:
+    try:
+        NVCC = setup_cuda.find_for(torch, also_without_cuda=MODES[CUDA] == "1")
+    except setup_cuda.UnusableError as obstacle:
+        OBSTACLES[CUDA] = str(obstacle)
+if len(OBSTACLES) == len(MODES):
+    # Nothing is built that could be described.
+    OBSTACLES[BUILD_INFO] = OBSTACLES[CPU]
 
 
 def use_installed_ninja() -> None:
@@ -129,31 +163,42 @@ def use_installed_ninja() -> None:
     os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, os.environ.get("PATH", "")))
 
 
-def extensions() -> list[Extension]:
-    if OBSTACLE:
-        return []
-    use_installed_ninja()
-    from torch.utils import cpp_extension
+def sources(pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
-    headers = sorted(
-        path.relative_to(ROOT).as_posix()
-        for pattern in ("*.h", "*.hpp")
-        for path in (ROOT / "csrc").rglob(pattern)
-    )
+
+def headers(*folders: str) -> list[str]:
+    return [header for folder in folders for header in sources(f"csrc/{folder}/**/*.h")]
+
+
+def extensions() -> list[Extension]:
+    chosen = [library for library in STATUS_KEYS if library not in OBSTACLES]
+    if chosen:
+        use_installed_ninja()
+    makers = {CPU: cpu_library, CUDA: cuda_library, BUILD_INFO: build_info_module}
+    return [makers[library]() for library in chosen]
+
+
+def kernel_flags() -> list[str]:
+    """What both libraries of kernels give to the C++ compiler."""
     torch_include = cpp_extension.include_paths()[0]
-    cpu = Extension(
+    return [
+        *CXX_FLAGS,
+        f"-ffile-prefix-map={ROOT}=.",
+        f"-ffile-prefix-map={torch_include}=torch",
+        # A system include, so that -Wextra speaks of our sources only.
+        f"-isystem{torch_include}",
+    ]
+
+
+def cpu_library() -> Extension:
+    return Extension(
         CPU,
-        sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc/cpu").glob("*.cpp")),
+        sources("csrc/cpu/**/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],  # absolute: ninja runs in another folder
-        depends=headers,
+        depends=headers("common", "cpu"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
-        extra_compile_args=[
-            *CXX_FLAGS,
-            f"-ffile-prefix-map={ROOT}=.",
-            f"-ffile-prefix-map={torch_include}=torch",
-            # A system include, so that -Wextra speaks of our sources only.
-            f"-isystem{torch_include}",
-        ],
+        extra_compile_args=kernel_flags(),
         # No rpath: torch is imported first, and its library is found by its name.
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch_cpu"],
@@ -161,25 +206,65 @@ def extensions() -> list[Extension]:
         extra_link_args=["-Wl,-z,defs"] if sys.platform == "linux" else [],
         language="c++",
     )
-    build_info = Extension(
+
+
+def cuda_library() -> Extension:
+    """The operators; `NativeBuild` adds the kernels to its sources."""
+    cpp_extension.CUDA_HOME = NVCC.root
+    digest = hashlib.sha256()
+    of_kernels = headers("common", "cuda")
+    for header in of_kernels:
+        digest.update(Path(ROOT, header).read_bytes())
+    return Extension(
+        CUDA,
+        sources("csrc/cuda/**/*.cpp"),
+        include_dirs=[str(ROOT / "csrc")],
+        depends=of_kernels,
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": [*kernel_flags(), *(f"-isystem{folder}" for folder in NVCC.include_dirs)],
+            "nvcc": [
+                *NVCC.flags,
+                f"--threads={os.environ.get('NVCC_THREADS', '1')}",
+                f"-Xcompiler=-ffile-prefix-map={ROOT}=.",
+                # Without a torch for CUDA, PyTorch's builder does not look for the headers of a
+                # kernel: another command for other headers has it compile anew.
+                f"-DINTROKERNELS_HEADERS={digest.hexdigest()[:16]}",
+            ],
+        },
+        library_dirs=[*cpp_extension.library_paths(), *NVCC.library_dirs],
+        # CUDA's runtime within the library, so that whatever CUDA a torch brings is no matter.
+        libraries=["torch_cpu", "cudart_static", "dl", "rt", "pthread"],
+        # The stream and the device of a call come from a library that a torch without CUDA lacks:
+        # they stay undefined until libtorch brings it.
+        extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
+        language="c++",
+    )
+
+
+def build_info_module() -> Extension:
+    return Extension(
         BUILD_INFO,
         ["csrc/build_info.cpp"],
         extra_compile_args=[*CXX_FLAGS, f"-ffile-prefix-map={ROOT}=."],
         language="c++",
     )
-    return [cpu, build_info]
 
 
 class NativeBuild(BuildExtension):
     """torch's builder, where each library may fail on its own, and a record of what happened."""
 
     def run(self) -> None:
-        if OBSTACLE:
-            if MODE == "1":
-                raise SystemExit(f"INTROKERNELS_CPP=1, but {OBSTACLE}")
-            if MODE == "auto":
-                warn(f"no C++ kernels: {OBSTACLE}")
-        self.status = dict.fromkeys(STATUS_KEYS.values(), OBSTACLE or "not built")
+        for library, switch in SWITCHES.items():
+            reason = OBSTACLES.get(library)
+            if reason and MODES[library] == "1":
+                raise SystemExit(f"{switch}=1, but {reason}")
+            # A machine without CUDA is complete without its kernels.
+            if reason and MODES[library] == "auto" and (library == CPU or has_cuda()):
+                warn(f"no {KERNELS[library]} kernels: {reason}")
+        self.status = {
+            key: OBSTACLES.get(library, "not built") for library, key in STATUS_KEYS.items()
+        }
         folders = [Path(self.build_lib, PACKAGE)]
         if self.inplace:
             folders.append(ROOT / PACKAGE)
@@ -197,18 +282,40 @@ class NativeBuild(BuildExtension):
         try:
             if ext.name == BUILD_INFO:
                 self.describe_build(ext)
-            if not self.debug:
+            if ext.name == CUDA:
+                self.add_kernels(ext)
+            elif not self.debug:
                 ext.extra_compile_args.append("-g0")
             super().build_extension(ext)
         except Exception as failure:  # a RuntimeError from ninja, a CompileError without it
-            if MODE == "1":
+            if MODES.get(ext.name) == "1" or (ext.name == BUILD_INFO and "1" in MODES.values()):
                 raise
-            cause = failure if isinstance(failure, ImportError) else "compiling or linking"
-            self.status[key] = f"its build failed ({cause}); pip install -v shows the messages"
+            if isinstance(failure, setup_cuda.UnusableError):
+                self.status[key] = str(failure)
+            else:
+                cause = failure if isinstance(failure, ImportError) else "compiling or linking"
+                self.status[key] = f"its build failed ({cause}); pip install -v shows the messages"
             ext.optional = True
             warn(f"{ext.name} is missing: {self.status[key]}")
         else:
             self.status[key] = BUILT
+
+    def add_kernels(self, ext: Extension) -> None:
+        """Give the library of operators its kernels, if nvcc compiles any here.
+
+        Not before: where PyTorch's builder sees CUDA sources at its start and does not like the
+        compilers, it builds nothing at all.
+
+        Raises:
+            setup_cuda.UnusableError: it compiles none.
+        """
+        if reason := NVCC.obstacle():
+            raise setup_cuda.UnusableError(reason)
+        ext.sources = [*ext.sources, *sources("csrc/cuda/**/*.cu")]
+        self.compiler.object_filenames = partial(object_filenames, self.compiler.object_filenames)
+        if not self.debug:
+            ext.extra_compile_args["cxx"].append("-g0")
+            ext.extra_compile_args["nvcc"].append("-Xcompiler=-g0")
 
     def describe_build(self, ext: Extension) -> None:
         import pybind11
@@ -217,19 +324,22 @@ class NativeBuild(BuildExtension):
         libraries = [
             key for key, state in self.status.items() if key != "build_info" and state == BUILT
         ]
+        has_kernels = self.status["cuda"] == BUILT
         texts = {
             "FLAGS": " ".join(CXX_FLAGS),
             "TORCH_VERSION": torch.__version__,
             "TORCH_TARGET_VERSION": TORCH_TARGET_VERSION,
             "LIBRARIES": " ".join(libraries),
+            "CUDA_COMPILER": f"nvcc {NVCC.version}" if has_kernels else "none",
+            "CUDA_ARCHITECTURES": " ".join(NVCC.architectures if has_kernels else ()),
         }
         ext.define_macros += [
             (f"INTROKERNELS_{name}", json.dumps(text)) for name, text in texts.items()
         ]
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname in (CPU, CPU.rpartition(".")[2]):
-            # Not a Python module: no Python ABI in its name.
+        if fullname.rpartition(".")[2] in ("_cpu", "_cuda"):
+            # Not Python modules: no Python ABI in their names.
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -262,6 +372,22 @@ class Build(build):
         if Path(self.build_lib).resolve() != ROOT:
             shutil.rmtree(Path(self.build_lib, PACKAGE), ignore_errors=True)
         super().run()
+
+
+def object_filenames(
+    usual: Callable[..., list[str]], source_filenames: list[str], *args: Any, **kwargs: Any
+) -> list[str]:
+    """The usual names, but for kernels: operators of the same name lie beside them."""
+    return [
+        f"{Path(name).with_suffix('')}_kernels.o" if source.endswith(".cu") else name
+        for source, name in zip(
+            source_filenames, usual(source_filenames, *args, **kwargs), strict=True
+        )
+    ]
+
+
+def has_cuda() -> bool:
+    return torch is not None and torch.version.cuda is not None
 
 
 def warn(reason: str) -> None:

@@ -26,7 +26,8 @@ py::dict build_info() {
   info["torch_built_with"] = INTROKERNELS_TORCH_VERSION;
   info["torch_target_version"] = INTROKERNELS_TORCH_TARGET_VERSION;
   info["python_built_with"] = PY_VERSION;
-  info["cuda_architectures"] = py::list();
+  info["cuda_compiler"] = INTROKERNELS_CUDA_COMPILER;
+  info["cuda_architectures"] = py::str(INTROKERNELS_CUDA_ARCHITECTURES).attr("split")();
   return info;
 }
 

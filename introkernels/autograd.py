@@ -1,31 +1,81 @@
 """The losses as ``torch.autograd.Function``s over the operators; nothing else knows autograd.
 
+:func:`loss_parts` is the way in: it takes the lightest of three ways that is right for the call.
+
 Soft labels are constants, so only the logits (for the head: features, weight and bias) have a
 gradient. A backward reads the inputs that its forward saw and writes over none of them, so a graph
 may be kept and walked twice. Together with the operators' own vmap rules, ``setup_context`` and
 ``generate_vmap_rule`` make ``torch.func`` transforms work.
 
-Each ``apply`` returns the outputs of its forward operator: the loss, which carries the graph, then
+Each ``forward`` returns the outputs of its operator: the loss, which carries the graph, then
 constants. ``options`` are the operator's trailing numbers, in its schema's order; they are one
 argument because torch.compile counts the parameters of a ``forward``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionMeta
+
+from introkernels.types import LossParts
 
 Scalar = float | int | bool
 
 
-class DistillationFunction(torch.autograd.Function):
-    """The row loss on given teacher logits."""
+class LossFunction(torch.autograd.Function):
+    """What the losses have in common.
+
+    Attributes:
+        differentiable: positions of the arguments of ``forward`` that have a gradient.
+        eager: the same loss for calls that no transform or compiler looks into.
+    """
 
     generate_vmap_rule = True
+    differentiable: tuple[int, ...]
+    eager: type[torch.autograd.Function]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.eager = _eager_twin(cls)
+
+
+def _eager_twin(function: type[LossFunction]) -> type[torch.autograd.Function]:
+    """``function`` in the older form of a Function, which takes half the time to apply.
+
+    ``setup_context``, which ``torch.func`` needs, makes ``Function.apply`` inspect the signature of
+    ``forward`` in every call, and makes an output of all that is saved. The twin saves within its
+    ``forward`` and returns the loss alone; it appends all outputs to a list, its last argument.
+    That ``setup_context`` calls some of them constants is then without effect.
+    """
+
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs = arguments[:-1]
+        outputs = function.forward(*inputs)
+        function.setup_context(ctx, inputs, outputs)
+        arguments[-1].extend(outputs)
+        loss: Tensor = outputs[0]
+        return loss
+
+    def backward(ctx: Any, grad_loss: Tensor | None) -> Any:
+        return (*function.backward(ctx, grad_loss), None)
+
+    # Made by hand for the sake of its name, which profilers and graphs show.
+    namespace = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    twin = FunctionMeta(function.__name__, (torch.autograd.Function,), namespace)
+    return cast("type[torch.autograd.Function]", twin)
+
+
+class DistillationFunction(LossFunction):
+    """The row loss on given teacher logits."""
+
+    differentiable = (1,)
 
     @staticmethod
     def forward(
@@ -56,10 +106,10 @@ class DistillationFunction(torch.autograd.Function):
         return (None, grad_logits, *(None,) * 4)
 
 
-class SimilarityFunction(torch.autograd.Function):
+class SimilarityFunction(LossFunction):
     """The row loss on explanation statistics."""
 
-    generate_vmap_rule = True
+    differentiable = (1,)
 
     @staticmethod
     def forward(
@@ -89,13 +139,13 @@ class SimilarityFunction(torch.autograd.Function):
         return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 6)
 
 
-class IntrospectiveFunction(torch.autograd.Function):
+class IntrospectiveFunction(LossFunction):
     """Statistics and row loss in one pass over the gradients.
 
     Its backward needs the statistics only, so the gradients tensor is not kept alive.
     """
 
-    generate_vmap_rule = True
+    differentiable = (1,)
 
     @staticmethod
     def forward(
@@ -126,10 +176,14 @@ class IntrospectiveFunction(torch.autograd.Function):
         return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 7)
 
 
-class LinearFunction(torch.autograd.Function):
-    """The linear head and its loss, explained at the features."""
+class LinearFunction(LossFunction):
+    """The linear head and its loss, explained at the features.
 
-    generate_vmap_rule = True
+    ``needs`` says which gradients (of features, weight, bias) the forward makes along with the
+    loss. The first backward hands them out; where there are none, or no more, they are made again.
+    """
+
+    differentiable = (1, 2, 4)
 
     @staticmethod
     def forward(
@@ -138,52 +192,87 @@ class LinearFunction(torch.autograd.Function):
         weight: Tensor,
         target: Tensor,
         bias: Tensor | None,
+        needs: tuple[bool, bool, bool],
         center: bool,
         class_weight: Tensor | None,
         options: tuple[Scalar, ...],
     ) -> tuple[Tensor, ...]:
         outputs = operators.linear_forward(
-            features, weight, target, bias, center, class_weight, *options
+            features, weight, target, bias, *needs, center, class_weight, *options
         )
         return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, features, weight, target, bias, ctx.center, class_weight, ctx.options = (
+        ctx.operators, features, weight, target, bias, needs, ctx.center, class_weight, options = (
             inputs
         )
-        _, _, _, row_state, totals = output
+        ctx.options = options
+        _, _, _, row_state, totals, *unit_grads = output
         _save(ctx, features, weight, target, bias, row_state, totals, class_weight)
         _only_loss_has_gradient(ctx, output)
+        # Apart from the saved tensors, which nobody may write to.
+        ctx.kept = {"unit_grads": unit_grads} if any(needs) else {}
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        grads: list[Tensor | None] = [None, None, None]
-        if grad_loss is not None:
-            features, weight, target, bias, row_state, totals, class_weight = ctx.saved_tensors
-            _, need_features, need_weight, _, need_bias, *_ = ctx.needs_input_grad
-            grads = list(
-                _once(
-                    ctx.operators.linear_backward,
-                    grad_loss,
-                    features,
-                    weight,
-                    target,
-                    bias,
-                    row_state,
-                    totals,
-                    need_features,
-                    need_weight,
-                    ctx.center,
-                    class_weight,
-                    *ctx.options,
-                )
+        if grad_loss is None:
+            return (None,) * 9
+        features, weight, target, bias, row_state, totals, class_weight = ctx.saved_tensors
+        _, need_features, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+        # Taken in one step, as two threads may walk a graph at once.
+        unit_grads = ctx.kept.pop("unit_grads", None) if _is_plain(grad_loss) else None
+        if unit_grads is not None:
+            multiply = partial(_multiply_in_place, unit_grads)
+            grads = _once(multiply, grad_loss, features, weight, bias)
+        else:
+            grads = _once(
+                ctx.operators.linear_backward,
+                grad_loss,
+                features,
+                weight,
+                target,
+                bias,
+                row_state,
+                totals,
+                need_features,
+                need_weight,
+                ctx.center,
+                class_weight,
+                *ctx.options,
             )
-            # The operator answers a gradient that is not needed with an empty tensor.
-            needed = (need_features, need_weight, need_bias)
-            grads = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
-        grad_features, grad_weight, grad_bias = grads
-        return (None, grad_features, grad_weight, None, grad_bias, None, None, None)
+        # A gradient that is not needed comes as an empty tensor.
+        needed = (need_features, need_weight, need_bias)
+        grad_features, grad_weight, grad_bias = [
+            grad if need else None for grad, need in zip(grads, needed, strict=True)
+        ]
+        return (None, grad_features, grad_weight, None, grad_bias, None, None, None, None)
+
+
+def _is_plain(grad_loss: Tensor) -> bool:
+    """Whether it is one number: not a trace's stand-in, and not a batch of numbers in disguise."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        # The batches of torch.autograd.grad(..., is_grads_batched=True).
+        or torch._C._functorch.is_legacy_batchedtensor(grad_loss)
+    )
+
+
+def _multiply_in_place(
+    unit_grads: list[Tensor], grad_loss: Tensor, *arguments: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Turn the arguments' gradients for an incoming gradient of 1 into those for ``grad_loss``."""
+    # On a GPU, looking at the number would stall the stream.
+    if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+        for grad in unit_grads:
+            grad.mul_(grad_loss)
+    return tuple(
+        [
+            grad if like is None else grad.to(like.dtype)
+            for grad, like in zip(unit_grads, arguments, strict=True)
+        ]
+    )
 
 
 class _OnceDifferentiable(torch.autograd.Function):
@@ -234,14 +323,63 @@ def _save(ctx: Any, *tensors: Tensor | None) -> None:
 
     A teacher usually runs in inference mode, and autograd refuses to save what it made.
     """
+    kept: Sequence[Tensor | None] = tensors
     if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
-        tensors = tuple(
+        kept = [
             tensor.clone() if tensor is not None and tensor.is_inference() else tensor
             for tensor in tensors
-        )
-    ctx.save_for_backward(*tensors)
+        ]
+    ctx.save_for_backward(*kept)
 
 
 def _only_loss_has_gradient(ctx: Any, output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
+
+
+def constant(tensor: Tensor | None) -> Tensor | None:
+    """``tensor`` without its graph."""
+    return None if tensor is None else tensor.detach()
+
+
+def loss_parts(function: type[LossFunction], *inputs: Any) -> LossParts:
+    """The loss and its terms, with a graph where one is asked for.
+
+    A plain call goes straight to the operator if nothing of it is differentiated, else to the eager
+    twin of ``function``: what takes time in a small loss is not its kernel.
+
+    Raises:
+        RuntimeError: inside ``torch.compile`` of a ``torch.func`` transform. Dynamo would
+            differentiate the forward operator, which lies below autograd, instead of calling the
+            backward, and answer zero. Without ``fullgraph`` it catches this error and runs the
+            transform eagerly, which is right.
+    """
+    transformed = torch._C._are_functorch_transforms_active()
+    compiling = torch.compiler.is_compiling()
+    if compiling and transformed:
+        raise RuntimeError(
+            "introkernels losses can't be compiled inside a torch.func transform: leave "
+            "fullgraph=True out, or use the functions of introkernels.reference there"
+        )
+    if compiling or transformed:
+        loss, ce, kl, *_ = function.apply(*inputs)
+    elif _needs_graph(function, inputs):
+        outputs: list[Tensor] = []
+        loss = function.eager.apply(*inputs, outputs)
+        ce, kl = outputs[1:3]
+    else:
+        loss, ce, kl, *_ = function.forward(*inputs)
+    return LossParts(loss, ce, kl)
+
+
+def _needs_graph(function: type[LossFunction], inputs: tuple[Any, ...]) -> bool:
+    """Whether autograd has to see a call: for a gradient, or to refuse forward-mode AD."""
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    for position in function.differentiable:
+        tensor = inputs[position]
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False

@@ -40,7 +40,8 @@ def floating_tensor(name: str, value: object) -> None:
         raise TypeError(
             f"{name} must be float64, float32, bfloat16 or float16, got {describe(value)}"
         )
-    _strided(name, value)
+    if value.layout != torch.strided:
+        raise _wrong_layout(name, value)
 
 
 def int64_tensor(name: str, value: object) -> None:
@@ -49,36 +50,33 @@ def int64_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {describe(value)}")
-    _strided(name, value)
-
-
-def _strided(name: str, value: Tensor) -> None:
     if value.layout != torch.strided:
-        raise TypeError(
-            f"{name} must be a dense (strided) tensor, got layout {value.layout}: "
-            "convert it with .to_dense()"
+        raise _wrong_layout(name, value)
+
+
+def _wrong_layout(name: str, value: Tensor) -> TypeError:
+    return TypeError(
+        f"{name} must be a dense (strided) tensor, got layout {value.layout}: "
+        "convert it with .to_dense()"
+    )
+
+
+def same_device(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
+    """Raise ValueError unless ``other`` lies on the device of ``first``."""
+    if other.device != first.device:
+        raise ValueError(
+            f"{name} must be on the device of {first_name} ({first.device}), got {describe(other)}"
         )
 
 
-def same_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError unless all tensors lie on the device of ``first``."""
-    for name, other in others.items():
-        if other is not None and other.device != first.device:
-            raise ValueError(
-                f"{name} must be on the device of {first_name} ({first.device}), "
-                f"got {describe(other)}"
-            )
-
-
-def mixable_dtypes(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+def mixable_dtypes(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
     """Raise TypeError where float64 meets another dtype; float32 and the half types mix."""
-    for name, other in others.items():
-        if other is not None and (other.dtype == torch.float64) != (first.dtype == torch.float64):
-            raise TypeError(
-                f"{name} and {first_name} can't mix float64 with another dtype: got "
-                f"{name} {describe(other)} and {first_name} {describe(first)}; "
-                "float32, bfloat16 and float16 mix freely"
-            )
+    if other.dtype != first.dtype and torch.float64 in (other.dtype, first.dtype):
+        raise TypeError(
+            f"{name} and {first_name} can't mix float64 with another dtype: got "
+            f"{name} {describe(other)} and {first_name} {describe(first)}; "
+            "float32, bfloat16 and float16 mix freely"
+        )
 
 
 def _finite(name: str, value: object, allowed: str) -> float:
@@ -210,17 +208,16 @@ def target_of_rows(target: object, owner_name: str, owner: Tensor) -> None:
             f"target must have shape [{owner.shape[0]}], one class index for each row of "
             f"{owner_name}, got {describe(target)}"
         )
-    same_device(owner_name, owner, target=target)
+    same_device(owner_name, owner, "target", target)
 
 
-def rows_of(owner_name: str, owner: Tensor, **others: Tensor) -> None:
-    """Raise ValueError unless each tensor has as many rows as ``owner``."""
-    for name, other in others.items():
-        if other.shape[0] != owner.shape[0]:
-            raise ValueError(
-                f"{name} must have {owner.shape[0]} rows, as many as {owner_name} "
-                f"{list(owner.shape)}, got {describe(other)}"
-            )
+def rows_of(owner_name: str, owner: Tensor, name: str, other: Tensor) -> None:
+    """Raise ValueError unless ``other`` has as many rows as ``owner``."""
+    if other.shape[0] != owner.shape[0]:
+        raise ValueError(
+            f"{name} must have {owner.shape[0]} rows, as many as {owner_name} "
+            f"{list(owner.shape)}, got {describe(other)}"
+        )
 
 
 def linear_head(features: object, weight: object, target: object, bias: object) -> None:
@@ -244,16 +241,17 @@ def linear_head(features: object, weight: object, target: object, bias: object) 
             f"target must have shape {list(features.shape[:-1])}, that of features without the "
             f"last dimension, got {describe(target)}"
         )
-    same_device("features", features, weight=weight, target=target)
-    mixable_dtypes("features", features, weight=weight)
+    same_device("features", features, "weight", weight)
+    same_device("features", features, "target", target)
+    mixable_dtypes("features", features, "weight", weight)
     if bias is None:
         return
     floating_tensor("bias", bias)
     assert isinstance(bias, Tensor)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape [{weight.shape[0]}], got {describe(bias)}")
-    same_device("features", features, bias=bias)
-    mixable_dtypes("features", features, bias=bias)
+    same_device("features", features, "bias", bias)
+    mixable_dtypes("features", features, "bias", bias)
 
 
 def class_weight(weight: object, num_classes: int, owner: Tensor, name: str = "weight") -> None:
@@ -280,8 +278,8 @@ def teacher_logits(teacher: object, logits: Tensor) -> None:
             f"teacher_logits must have the shape of logits {list(logits.shape)}, "
             f"got {describe(teacher)}"
         )
-    same_device("logits", logits, teacher_logits=teacher)
-    mixable_dtypes("logits", logits, teacher_logits=teacher)
+    same_device("logits", logits, "teacher_logits", teacher)
+    mixable_dtypes("logits", logits, "teacher_logits", teacher)
 
 
 def class_index(index: object, rows: int, owner: Tensor, name: str = "class_index") -> None:
@@ -327,8 +325,8 @@ def gradients_and_inputs(
             f"gradients must hold all {num_classes} classes of logits in dimension 1, got "
             f"{describe(gradients)}; name the classes with class_index where they are fewer"
         )
-    same_device("gradients", gradients, inputs=inputs)
-    mixable_dtypes("gradients", gradients, inputs=inputs)
+    same_device("gradients", gradients, "inputs", inputs)
+    mixable_dtypes("gradients", gradients, "inputs", inputs)
 
 
 def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None) -> None:
@@ -366,7 +364,8 @@ def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None
             f"stats.dots must hold all {num_classes} classes, got {describe(value.dots)}; "
             "name the classes with stats.class_index where they are fewer"
         )
-    same_device(owner_name, owner, **{"stats.dots": value.dots, "stats.sq_norms": value.sq_norms})
+    same_device(owner_name, owner, "stats.dots", value.dots)
+    same_device(owner_name, owner, "stats.sq_norms", value.sq_norms)
 
 
 def stats_and_target(value: object, target: object) -> None:

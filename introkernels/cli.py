@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from introkernels._version import __version__
 
+# The modules that the extra of a subcommand installs.
 TRAIN_EXTRA = (
     *("filelock", "jinja2", "matplotlib", "numpy", "pandas", "rich"),
     *("scipy", "sklearn", "torchmetrics", "tyro"),
 )
+BENCH_EXTRA = ("rich", "tyro")
+EXTRAS = {"train": TRAIN_EXTRA, "bench": BENCH_EXTRA}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "train", help="train methods over seeds on real data and write a report", add_help=False
     )
+    commands.add_parser(
+        "bench", help="time every operator against its rivals; check it first", add_help=False
+    )
     commands.add_parser("doctor", help="say what is installed, what works and what does not")
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Everything after `train` is its own: argparse would refuse the options it doesn't know.
-    if arguments[:1] == ["train"]:
-        return _train(arguments[1:])
+    # Everything after these is their own: argparse would refuse the options it doesn't know.
+    if arguments and arguments[0] in EXTRAS:
+        return _with_extra(arguments[0], arguments[1:])
     if parser.parse_args(arguments).command == "doctor":
         from introkernels import doctor
 
@@ -40,17 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _with_extra(command: str, arguments: Sequence[str]) -> int:
+    """Run a subcommand that is a package of its own and needs the extra of its name."""
     try:
-        from introkernels.train import cli
+        cli = importlib.import_module(f"introkernels.{command}.cli")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in TRAIN_EXTRA:
+        if missing not in EXTRAS[command]:
             raise
         print(
-            f"introkernels train needs {missing}, which is not installed: "
-            "pip install 'introkernels[train]'",
+            f"introkernels {command} needs {missing}, which is not installed: "
+            f"pip install 'introkernels[{command}]'",
             file=sys.stderr,
         )
         return 2
-    return cli.main(arguments)
+    status: int = cli.main(arguments)
+    return status

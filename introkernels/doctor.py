@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import introkernels as ik
+from introkernels.ops import loader
 
 # Float32 sums of this size are good to about 1e-7; the contract allows 2e-6 (relative, 2-norm).
 TOLERANCE = 2e-6
@@ -42,16 +43,17 @@ def main() -> int:
             print(f"  {key:<22} {value}")
         print()
     wrong = [f"{name}: {result}" for name, result in checks.items() if not result.startswith("ok")]
-    print(verdict(status, wrong))
+    print(verdict(status, wrong, gpus=torch.cuda.device_count()))
     return 1 if wrong else 0
 
 
-def verdict(status: dict[str, str], wrong: list[str]) -> str:
+def verdict(status: dict[str, str], wrong: list[str], gpus: int = 0) -> str:
     """One line: healthy, usable, or broken, and what to do about it.
 
     Args:
         status: what ``ik.backends.status()`` gives.
         wrong: the failed self-checks, one sentence each.
+        gpus: how many GPUs torch sees. Without one, GPU kernels are not missed.
     """
     if wrong:
         return f"broken: {'; '.join(wrong)}"
@@ -60,7 +62,14 @@ def verdict(status: dict[str, str], wrong: list[str]) -> str:
             f"usable, but slower: C++ kernels missing ({status['cpu']}); with a C++20 compiler, "
             f"run in the source folder: {REBUILD}"
         )
-    return "healthy: C++ CPU kernels loaded"
+    if not gpus:
+        return "healthy: C++ CPU kernels loaded"
+    on_gpu = {"CUDA": status["cuda"], "Triton": status["triton"]}
+    loaded = [name for name, state in on_gpu.items() if state == "loaded"]
+    if not loaded:
+        reasons = "; ".join(f"{name}: {state}" for name, state in on_gpu.items())
+        return f"usable, but slower on the GPU: kernels missing ({reasons})"
+    return f"healthy: C++ CPU kernels and {' and '.join(loaded)} GPU kernels loaded"
 
 
 def versions() -> list[tuple[str, str]]:
@@ -74,13 +83,34 @@ def versions() -> list[tuple[str, str]]:
 def machine() -> list[tuple[str, str]]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    try:
+        kernels = ik.backends.cpu_capability() or "none"
+    except ValueError as error:
+        kernels = str(error)
     return [
         ("platform", platform.platform()),
-        ("CPU capability", torch.backends.cpu.get_cpu_capability()),
+        ("C++ kernels", kernels),
+        ("CUDA kernels", _cuda_kernels()),
+        ("Triton kernels", _triton_kernels()),
+        ("PyTorch's kernels", torch.backends.cpu.get_cpu_capability()),
         ("CPUs", f"{usable} usable of {os.cpu_count()}"),
         ("torch threads", str(torch.get_num_threads())),
         ("GPU", ", ".join(gpus) or f"none that this torch sees (its CUDA: {torch.version.cuda})"),
     ]
+
+
+def _cuda_kernels() -> str:
+    if ik.backends.status()["cuda"] != "loaded":
+        return "none"
+    return _text(ik.build_info().get("cuda_architectures", "of unknown architectures"))
+
+
+def _triton_kernels() -> str:
+    if ik.backends.status()["triton"] != "loaded":
+        return "none"
+    if loader.INTERPRETED:
+        return "interpreted on the CPU, slowly, for tests (TRITON_INTERPRET is set)"
+    return "compiled at first use"
 
 
 def build() -> list[tuple[str, str]]:
@@ -121,7 +151,8 @@ def self_check(backend: str) -> str:
     Returns:
         ``"ok (…)"`` with the largest relative error, or what is wrong.
     """
-    device = "cpu" if backend in ("reference", "cpu") else "cuda"
+    on_cpu = backend in ("reference", "cpu") or (backend == "triton" and loader.INTERPRETED)
+    device = "cpu" if on_cpu else "cuda"
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

@@ -1,26 +1,32 @@
-// The loss of one row and its gradient, from its logits and its teacher logits.
+// The loss of one row and its gradient, from its logits z and its teacher logits t: what CPU
+// vectors and GPU threads compute alike.
 //
 // A class whose logit is -inf does not exist: it has no probability, no soft label and no part in
-// label smoothing. A teacher logit of -inf means that the class has no soft label; a row without
-// any soft label has nothing to diverge from, and its KL is 0.
+// label smoothing. A teacher logit of -inf means that the class has no soft label.
+//
+// V is the number type of a backend, a vector of lanes or one number, with the usual operators and
+// exp, exp_minus, select, max, abs beside it.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
+#include "common/inline.h"
 #include "common/options.h"
 
 namespace introkernels {
 
-// What a forward keeps of a row for its backward. Norms are relative to the row's largest logit:
-// p_c = exp((z_c - max) - log_norm) loses nothing to a shift common to all logits.
+// What a forward keeps of a row for its backward. Norms are relative to the row's largest logit, so
+// that nothing is lost to a shift common to all logits.
 struct RowState {
-  double max;              // of the logits
-  double log_norm;         // log sum exp(z - max)
-  double log_norm_t;       // log sum exp((z - max) / T)
-  double teacher_max;      // of the teacher logits
-  double teacher_norm_t;   // log sum exp((t - teacher_max) / T)
+  double max;             // of the logits
+  double norm;            // sum exp(z - max)
+  double norm_t;          // sum exp((z - max) / T)
+  double teacher_max;     // of the teacher logits of classes that exist
+  double teacher_norm_t;  // sum exp((t - teacher_max) / T); 0 where no class has a soft label
+  // log q_c - log p_c = ((t_c - teacher_max) - (z_c - max)) / T - ratio_shift
+  double ratio_shift;
   double nll;              // -log p_y
   double smoothing_share;  // label_smoothing / number of classes that exist
   double weight_sum;       // of the class weights of the classes that exist
@@ -32,150 +38,134 @@ struct RowTerms {
   double kl;
 };
 
-// log q_c - log p_c, both softmaxes at T.
-template <typename Real>
-inline Real log_ratio(Real z, Real t, const RowState& row, Real temperature) {
-  const Real teacher_minus_logit = (t - Real(row.teacher_max)) - (z - Real(row.max));
-  return teacher_minus_logit / temperature - Real(row.teacher_norm_t - row.log_norm_t);
+// The loss of these terms. A term that is switched off can't spoil it: 0 * inf would be NaN.
+INTROKERNELS_INLINE double combine(const RowTerms& terms, const LossOptions& options) {
+  const double kl_factor = options.kl_weight * options.temperature * options.temperature;
+  const double kl = options.kl_weight > 0 ? kl_factor * terms.kl : 0.0;
+  const double ce = options.ce_weight > 0 ? options.ce_weight * terms.ce : 0.0;
+  return kl + ce;
 }
 
-// p_c - q_c; where the two are close, their difference would cancel and is -p expm1(log q - log p).
-template <typename Real>
-inline Real p_minus_q(Real p, Real q, Real log_q_minus_log_p) {
-  if (std::abs(log_q_minus_log_p) < Real(1)) return -p * std::expm1(log_q_minus_log_p);
-  return p - q;
+// What a pass over a row whose maxima are known adds up.
+struct RowSums {
+  // The target stays out of the sum, so that -log p_y = log(1 + others / e_y) keeps its relative
+  // precision where p_y is almost 1.
+  double others;
+  double at_target;
+  double sum_t;
+  double teacher_sum_t;
+  // Read with class weights or label smoothing only.
+  double num_existing;
+  double weight_sum;
+  double weighted_logits;  // sum of weight_c (z_c - max)
+
+  // Of another part of the same row.
+  INTROKERNELS_INLINE void add(const RowSums& other) {
+    others += other.others;
+    at_target += other.at_target;
+    sum_t += other.sum_t;
+    teacher_sum_t += other.teacher_sum_t;
+    num_existing += other.num_existing;
+    weight_sum += other.weight_sum;
+    weighted_logits += other.weighted_logits;
+  }
+};
+
+// The cross entropy of a row whose target has the given logit and weight. state->max and
+// state->teacher_max are known; this fills in the rest.
+INTROKERNELS_INLINE double finish_row(const RowSums& sums, double target_logit,
+                                      double target_weight, const LossOptions& options,
+                                      RowState* row) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  row->norm = sums.others + sums.at_target;
+  row->norm_t = sums.sum_t;
+  row->teacher_norm_t = sums.teacher_sum_t;
+  // Without any soft label there is no q, and -inf - shift has to stay -inf.
+  row->ratio_shift = sums.teacher_sum_t == 0 ? 0.0 : std::log(sums.teacher_sum_t / sums.sum_t);
+  const bool has_target = target_logit != -kInfinity;
+  const double log_norm = std::log(row->norm);
+  row->nll = !has_target                    ? log_norm
+             : sums.at_target > sums.others ? std::log1p(sums.others / sums.at_target)
+                                            : log_norm - (target_logit - row->max);
+  row->smoothing_share =
+      options.label_smoothing / (sums.num_existing > 0 ? sums.num_existing : 1.0);
+  row->weight_sum = sums.weight_sum;
+  if (row->norm == 0) return kInfinity;  // no class exists
+
+  double ce = target_weight * row->nll;
+  if (options.label_smoothing > 0) {
+    const double nll_of_all = sums.weight_sum * log_norm - sums.weighted_logits;
+    ce = (1 - options.label_smoothing) * ce + row->smoothing_share * nll_of_all;
+  }
+  // The infinity of a target that does not exist comes last, so that no weight of zero turns it
+  // into NaN.
+  return has_target ? ce : ce + kInfinity;
 }
 
-template <typename Real>
-class RowLoss {
- public:
-  // class_weight: [num_classes], or null for ones. It must outlive this object.
-  RowLoss(const LossOptions& options, const Real* class_weight, int64_t num_classes)
-      : options_(options), class_weight_(class_weight), num_classes_(num_classes) {}
+// Sums over the classes of what SoftmaxPair::divergence gives.
+struct DivergenceSums {
+  double divergence;
+  double excess;
 
-  RowTerms forward(const Real* z, const Real* t, int64_t target, RowState* row) const {
-    const Real temperature = Real(options_.temperature);
-    Real max = kNever;
-    Real teacher_max = kNever;
-    for (int64_t c = 0; c < num_classes_; ++c) {
-      if (z[c] > max) max = z[c];
-      if (z[c] != kNever && t[c] > teacher_max) teacher_max = t[c];
-    }
-    if (max == kNever) max = Real(0);
-    if (teacher_max == kNever) teacher_max = Real(0);
+  INTROKERNELS_INLINE void add(const DivergenceSums& other) {
+    divergence += other.divergence;
+    excess += other.excess;
+  }
+};
 
-    // The target stays out of the sum, so that -log p_y = log(1 + others / e_y) keeps its relative
-    // precision where p_y is almost 1.
-    Real others = Real(0), at_target = Real(0), sum_t = Real(0), teacher_sum_t = Real(0);
-    Real weight_sum = Real(0), weighted_logits = Real(0);
-    int64_t num_existing = 0, num_labelled = 0;
-    for (int64_t c = 0; c < num_classes_; ++c) {
-      if (z[c] == kNever) continue;
-      const Real shifted = z[c] - max;
-      const Real e = std::exp(shifted);
-      if (c == target) {
-        at_target = e;
-      } else {
-        others += e;
-      }
-      sum_t += std::exp(shifted / temperature);
-      weight_sum += weight(c);
-      weighted_logits += weight(c) * shifted;
-      ++num_existing;
-      if (t[c] == kNever) continue;
-      teacher_sum_t += std::exp((t[c] - teacher_max) / temperature);
-      ++num_labelled;
-    }
+// E / (1 + E) - log(1 + E), which is about -E^2 / 2.
+INTROKERNELS_INLINE double shift_correction(double excess) {
+  if (std::abs(excess) >= 1e-3) return excess / (1 + excess) - std::log1p(excess);
+  // Its series, which errs by less than 1e-24 here.
+  double sum = 6.0 / 7.0;
+  sum = sum * excess - 5.0 / 6.0;
+  sum = sum * excess + 4.0 / 5.0;
+  sum = sum * excess - 3.0 / 4.0;
+  sum = sum * excess + 2.0 / 3.0;
+  sum = sum * excess - 1.0 / 2.0;
+  return excess * excess * sum;
+}
 
-    row->max = max;
-    row->log_norm = std::log(others + at_target);
-    row->log_norm_t = std::log(sum_t);
-    row->teacher_max = teacher_max;
-    row->teacher_norm_t = std::log(teacher_sum_t);
-    const bool has_target = z[target] != kNever;
-    row->nll = !has_target          ? Real(row->log_norm)
-               : at_target > others ? std::log1p(others / at_target)
-                                    : Real(row->log_norm) - (z[target] - max);
-    row->smoothing_share = options_.label_smoothing / double(num_existing > 0 ? num_existing : 1);
-    row->weight_sum = weight_sum;
-    constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    if (num_existing == 0) return {kInfinity, 0.0};
+// KL(q || p) from the sums over a row, and the last digits of state->ratio_shift.
+//
+// The shift is as good as the sums of exponentials it is made of, which is little where q is almost
+// p. But both distributions sum to one: the excess E = sum of q - p tells how far the shift was
+// off, log(1 + E), and with that taken back
+//   KL = (D + E) / (1 + E) - log(1 + E),  D the sum of the parts that were computed.
+INTROKERNELS_INLINE double finish_divergence(const DivergenceSums& sums, RowState* state) {
+  const double excess = sums.excess;
+  state->ratio_shift += std::log1p(excess);
+  return sums.divergence / (1 + excess) + shift_correction(excess);
+}
 
-    double ce = weight(target) * row->nll;
-    if (options_.label_smoothing > 0) {
-      const double nll_of_all = weight_sum * row->log_norm - weighted_logits;
-      ce = (1 - options_.label_smoothing) * ce + row->smoothing_share * nll_of_all;
-    }
-    // The infinity of a target that does not exist comes last, so that no weight of zero turns it
-    // into NaN.
-    if (!has_target) ce += kInfinity;
-    return {ce, num_labelled > 0 ? divergence(z, t, *row) : 0.0};
+// p and q of a class, the two softmaxes at T, through the larger one of them and log q - log p,
+// where the logits' differences did not cancel. What is made of them keeps its relative precision
+// around p = q; a class without a soft label has a ratio of -inf.
+template <typename V>
+struct SoftmaxPair {
+  V log_ratio;
+  V larger;
+
+  // p - q.
+  INTROKERNELS_INLINE V difference() const {
+    const V distance = larger * exp_minus(-abs(log_ratio)).expm1;
+    return select(log_ratio > V{}, distance, -distance);
   }
 
-  // The gradient of ce_scale * CE + kl_scale * KL * T in the logits, T times that of the KL.
-  void backward(const Real* z, const Real* t, int64_t target, const RowState& row, Real ce_scale,
-                Real kl_scale, Real* grad) const {
-    const Real temperature = Real(options_.temperature);
-    const Real smoothing = Real(options_.label_smoothing);
-    const Real share = Real(row.smoothing_share);
-    const Real target_scale = (Real(1) - smoothing) * weight(target);
-    for (int64_t c = 0; c < num_classes_; ++c) {
-      if (z[c] == kNever) {
-        grad[c] = Real(0);
-        continue;
-      }
-      const Real shifted = z[c] - Real(row.max);
-      const Real p = std::exp(shifted - Real(row.log_norm));
-      // p_y - 1 from the loss itself: the difference would cancel where p_y is almost 1.
-      const Real p_minus_target = c == target ? std::expm1(-Real(row.nll)) : p;
-      Real grad_ce = target_scale * p_minus_target;
-      if (smoothing > Real(0)) grad_ce += share * (Real(row.weight_sum) * p - weight(c));
+  struct Divergence {
+    V divergence;  // q d - (q - p) with d = log q - log p
+    V excess;      // q - p
+  };
 
-      const Real p_t = std::exp(shifted / temperature - Real(row.log_norm_t));
-      Real grad_kl = p_t;
-      if (t[c] != kNever) {
-        const Real ratio = log_ratio(z[c], t[c], row, temperature);
-        const Real scaled_teacher = (t[c] - Real(row.teacher_max)) / temperature;
-        const Real q = std::exp(scaled_teacher - Real(row.teacher_norm_t));
-        grad_kl = p_minus_q(p_t, q, ratio);
-      } else if (row.teacher_norm_t == double(kNever)) {
-        grad_kl = Real(0);
-      }
-      grad[c] = options_.kl_weight > 0 ? kl_scale * temperature * grad_kl : Real(0);
-      if (options_.ce_weight > 0) grad[c] += ce_scale * grad_ce;
-    }
+  // A class's part of KL(q || p) = sum of q d - (q - p): as both sum to one, taking q - p away
+  // changes nothing, but makes every part >= 0, so that nothing cancels.
+  INTROKERNELS_INLINE Divergence divergence() const {
+    const auto parts = exp_minus(-abs(log_ratio));
+    const V distance = larger * parts.expm1;
+    const auto teacher_is_larger = log_ratio > V{};
+    return {larger * select(teacher_is_larger, parts.expm1_minus_x, parts.x_exp_minus_expm1),
+            select(teacher_is_larger, -distance, distance)};
   }
-
-  bool ignores(int64_t target) const { return target == options_.ignore_index; }
-  Real weight(int64_t c) const { return class_weight_ ? class_weight_[c] : Real(1); }
-
- private:
-  static constexpr Real kNever = -std::numeric_limits<Real>::infinity();
-
-  // KL(q || p) = sum of q d - (q - p) with d = log q - log p: as both distributions sum to one,
-  // taking q - p away changes nothing, but makes every term >= 0, so that nothing cancels where q
-  // is close to p.
-  Real divergence(const Real* z, const Real* t, const RowState& row) const {
-    const Real temperature = Real(options_.temperature);
-    Real sum = Real(0);
-    for (int64_t c = 0; c < num_classes_; ++c) {
-      if (z[c] == kNever) continue;
-      const Real p = std::exp((z[c] - Real(row.max)) / temperature - Real(row.log_norm_t));
-      if (t[c] == kNever) {
-        sum += p;
-        continue;
-      }
-      const Real ratio = log_ratio(z[c], t[c], row, temperature);
-      const Real scaled_teacher = (t[c] - Real(row.teacher_max)) / temperature;
-      const Real q = std::exp(scaled_teacher - Real(row.teacher_norm_t));
-      sum += (q == Real(0) ? Real(0) : q * ratio) + p_minus_q(p, q, ratio);
-    }
-    return sum;
-  }
-
-  LossOptions options_;
-  const Real* class_weight_;
-  int64_t num_classes_;
 };
 
 }  // namespace introkernels

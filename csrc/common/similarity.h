@@ -1,76 +1,57 @@
-// From explanation statistics to teacher logits: t_c = s_c / tau, whose softmax at T are the soft
-// labels of label_mode="softmax". Those of label_mode="split" are given as T log q_c, so that the
-// same softmax makes them and one row loss serves both.
+// From explanation statistics to similarities. V is a backend's number type, see row_loss.h.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
+#include "common/inline.h"
 #include "common/options.h"
 
 namespace introkernels {
 
 // The similarity of an explanation to the target's, clamped to [-1, 1]; 0 where a norm is 0.
-template <typename Real>
-inline Real similarity_to_target(Real dot, Real sq_norm, Real sq_norm_target, Similarity kind) {
+template <typename V>
+INTROKERNELS_INLINE V similarity_to_target(const V& dot, const V& sq_norm, const V& sq_norm_target,
+                                           Similarity kind) {
+  const V zero{}, one = V::of(1.0);
+  const V infinity = V::of(std::numeric_limits<double>::infinity());
   // Two roots rather than the root of the product, which would underflow.
-  const Real scale =
-      kind == Similarity::kCosine ? std::sqrt(sq_norm) * std::sqrt(sq_norm_target) : sq_norm_target;
-  if (scale == Real(0)) return Real(0);
+  const V scale =
+      kind == Similarity::kCosine ? sqrt(sq_norm) * sqrt(sq_norm_target) : sq_norm_target;
   // A norm that overflowed says nothing of the angle; dot / inf would pass for a right one.
-  if (std::isinf(scale)) return std::numeric_limits<Real>::quiet_NaN();
-  const Real s = dot / scale;
-  // Written so that NaN passes through.
-  return s < Real(-1) ? Real(-1) : (s > Real(1) ? Real(1) : s);
+  const V s = select(scale == infinity, infinity - infinity, dot / scale);
+  // In this order NaN passes.
+  const V above = select(s < -one, -one, s);
+  return select(scale == zero, zero, select(above > one, one, above));
 }
 
-// Teacher logits of one row over all num_classes classes: -inf where a class does not exist
-// (logits[c] is -inf), was not explained, or has no soft label.
-//
-// dots, sq_norms: [num_explained]; class_index: [num_explained] or null for all classes in order.
-template <typename Real>
-void teacher_logits_of_stats(const Real* dots, const Real* sq_norms, const int64_t* class_index,
-                             int64_t num_explained, const Real* logits, int64_t num_classes,
-                             int64_t target, const LabelOptions& options, Real* teacher) {
-  constexpr Real kNever = -std::numeric_limits<Real>::infinity();
-  for (int64_t c = 0; c < num_classes; ++c) teacher[c] = kNever;
+// sqrt(x)^-1 from a guess that is good to d, good to 1.5 d^2: a step of Newton's method. A root and
+// a division of floats, which make the guess, cost a fraction of those of doubles.
+template <typename V>
+INTROKERNELS_INLINE V refined_inverse_root(const V& x, const V& guess) {
+  return guess * (V::of(1.5) - (V::of(0.5) * x) * (guess * guess));
+}
 
-  Real sq_norm_target = Real(0);
-  for (int64_t k = 0; k < num_explained; ++k) {
-    if ((class_index ? class_index[k] : k) == target) sq_norm_target = sq_norms[k];
-  }
-  const Real tau = Real(options.similarity_temperature);
-  bool has_target = false;
-  bool has_others = false;
-  Real top = kNever;
-  for (int64_t k = 0; k < num_explained; ++k) {
-    const int64_t c = class_index ? class_index[k] : k;
-    if (logits[c] == kNever) continue;
-    if (c == target) {
-      teacher[c] = Real(1) / tau;
-      has_target = true;
-      continue;
-    }
-    teacher[c] =
-        similarity_to_target(dots[k], sq_norms[k], sq_norm_target, options.similarity) / tau;
-    has_others = true;
-    if (teacher[c] > top) top = teacher[c];
-  }
-  if (options.label_mode == LabelMode::kSoftmax) return;
+// What split labels add to the teacher logits of the classes other than the target, once their
+// largest is taken away, and the target's own logit.
+struct SplitLogits {
+  double shift_of_others;
+  double of_target;
+};
 
-  const Real temperature = Real(options.temperature);
-  Real sum = Real(0);
-  for (int64_t c = 0; c < num_classes; ++c) {
-    if (c != target && teacher[c] != kNever) sum += std::exp((teacher[c] - top) / temperature);
-  }
+// Labels at T of 1 - mass at the target and mass shared out among the others, as the sum of
+// exp((t_c - max) / T) over those that have a label says.
+INTROKERNELS_INLINE SplitLogits split_logits(bool has_others, double sum_of_others, bool has_target,
+                                             const LabelOptions& options) {
   // Where one of the two sides does not exist, the other one holds all of the mass.
-  const Real mass = !has_others ? Real(0) : !has_target ? Real(1) : Real(options.non_target_mass);
-  const Real shift = temperature * (std::log(mass) - std::log(sum)) - top;
-  for (int64_t c = 0; c < num_classes; ++c) {
-    if (c != target && teacher[c] != kNever) teacher[c] += shift;
-  }
-  if (has_target) teacher[target] = temperature * std::log1p(-mass);
+  const double mass = !has_others ? 0.0 : !has_target ? 1.0 : options.non_target_mass;
+  const double of_others = has_others
+                               ? options.temperature * (std::log(mass) - std::log(sum_of_others))
+                               : -std::numeric_limits<double>::infinity();
+  const double of_target = options.temperature * std::log1p(-mass);
+  const double largest = of_others > of_target ? of_others : of_target;
+  return {of_others - largest, of_target - largest};
 }
 
 }  // namespace introkernels

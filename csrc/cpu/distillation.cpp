@@ -1,5 +1,4 @@
 // Distillation from given teacher logits.
-#include <algorithm>
 #include <limits>
 
 #include "cpu/row_loop.h"
@@ -9,21 +8,26 @@ namespace introkernels::cpu {
 
 namespace {
 
-constexpr double kNever = -std::numeric_limits<double>::infinity();
+// The teacher logits of the call, as they are.
+template <typename T>
+class GivenTeacher {
+ public:
+  explicit GivenTeacher(const Input& teacher_logits) : teacher_logits_(teacher_logits) {}
 
-auto teacher_of(const Input& teacher_logits) {
-  return [&teacher_logits] {
-    return [&teacher_logits](int64_t row, const double* z, int64_t, double* t) {
-      const int64_t num_classes = teacher_logits.size(1);
-      teacher_logits.read(row, 0, num_classes, t);
-      for (int64_t c = 0; c < num_classes; ++c) {
-        if (z[c] != kNever && t[c] != kNever) return;
-      }
-      // A teacher that excludes every class is no distribution: as torch's softmax, NaN.
-      std::fill(t, t + num_classes, std::numeric_limits<double>::quiet_NaN());
+  size_t bytes() const { return Workspace::bytes_of<T>(teacher_logits_.size(1)); }
+  auto rows(Workspace* workspace) const {
+    T* const scratch = workspace->take<T>(teacher_logits_.size(1));
+    return [this, scratch](int64_t row, const T*, int64_t) {
+      return teacher_logits_.row(row, scratch);
     };
-  };
-}
+  }
+
+ private:
+  const Input& teacher_logits_;
+};
+
+// A teacher that excludes every class is no distribution: as torch's softmax, NaN.
+constexpr double kKlWithoutLabels = std::numeric_limits<double>::quiet_NaN();
 
 }  // namespace
 
@@ -36,10 +40,12 @@ LossOutputs distillation_forward(const Tensor& logits, const Tensor& teacher_log
   const Input z(logits), t(teacher_logits);
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
-  const std::vector<double> class_weight = values_of(weight);
-  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
-  LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
-  forward_rows(z, y, loss, teacher_of(t), &collector);
+  LossCollector collector(z.size(0), wide_dtype(logits), options);
+  in_precision_of(logits, [&]<typename T>(T) {
+    const OptionalValues<T> class_weight(weight);
+    const RowLoss<T> loss(options, class_weight.data(), z.size(1), kKlWithoutLabels);
+    forward_rows(z, y, loss, GivenTeacher<T>(t), &collector);
+  });
   return collector.finish();
 }
 
@@ -54,11 +60,13 @@ Tensor distillation_backward(const Tensor& grad_loss, const Tensor& logits,
   const Input z(logits), t(teacher_logits);
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
-  const std::vector<double> class_weight = values_of(weight);
-  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
-  Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());
-  backward_rows(z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
-                teacher_of(t), Output(grad_logits));
+  Tensor grad_logits = new_empty({z.size(0), z.size(1)}, logits.scalar_type());
+  in_precision_of(logits, [&]<typename T>(T) {
+    const OptionalValues<T> class_weight(weight);
+    const RowLoss<T> loss(options, class_weight.data(), z.size(1), kKlWithoutLabels);
+    backward_rows(z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
+                  GivenTeacher<T>(t), Output(grad_logits));
+  });
   return grad_logits;
 }
 

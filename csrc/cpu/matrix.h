@@ -1,34 +1,61 @@
-// Matrix products of PyTorch's own BLAS, arranged so that their bits don't depend on the number of
-// threads.
+// Matrices as kernels of wide numbers (float, or double for float64) see them.
 #pragma once
 
 #include "cpu/tensors.h"
 
 namespace introkernels::cpu {
 
-// A matrix in memory that somebody else owns. Threads of a kernel make tensors of it for
-// themselves, which belong to no autograd graph and no inference mode, whatever the tensor they
-// came from.
-struct MatrixView {
-  char* data;
-  ScalarType dtype;
-  int64_t rows;
-  int64_t columns;
-  int64_t row_stride;
-  int64_t column_stride;
+// A 2-D tensor of any floating dtype and strides, read as rows of T; it borrows the tensor's
+// memory.
+template <typename T>
+class MatrixRows {
+ public:
+  explicit MatrixRows(const Tensor& matrix)
+      : data_(static_cast<const char*>(matrix.const_data_ptr())),
+        number_(number_of(matrix.scalar_type())),
+        rows_(matrix.size(0)),
+        columns_(matrix.size(1)),
+        row_bytes_(matrix.stride(0) * item_size(matrix.scalar_type())),
+        column_stride_(matrix.stride(1)),
+        column_bytes_(column_stride_ * item_size(matrix.scalar_type())) {}
 
-  // The tensor is 2-D; a view of an input must not be written through.
-  static MatrixView of(const Tensor& tensor);
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
 
-  MatrixView transposed() const { return {data, dtype, columns, rows, column_stride, row_stride}; }
-  MatrixView block(int64_t row, int64_t height, int64_t column, int64_t width) const;
-  Tensor tensor() const;
+  // Elements [begin, begin + count) of a row: in place where they lie side by side as T, else
+  // converted into the buffer.
+  const T* read(int64_t row, int64_t begin, int64_t count, T* buffer) const {
+    const char* const source = data_ + row * row_bytes_ + begin * column_bytes_;
+    if (column_stride_ == 1 && number_ == number_as<T>()) {
+      return reinterpret_cast<const T*>(source);
+    }
+    load_numbers(number_, source, column_stride_, count, buffer);
+    return buffer;
+  }
+
+ private:
+  const char* data_;
+  Number number_;
+  int64_t rows_;
+  int64_t columns_;
+  int64_t row_bytes_;
+  int64_t column_stride_;
+  int64_t column_bytes_;
 };
 
-// out [M, N] = a [M, K] @ b [K, N], all of one dtype, any strides.
-void matmul_into(const MatrixView& a, const MatrixView& b, const MatrixView& out);
+// A matrix of T in memory that somebody else owns; numbers of a row lie side by side.
+template <typename T>
+struct MatrixOf {
+  T* data;
+  int64_t stride;  // from row to row
 
-// sum [M, N] += a [M, K] @ b [K, N], float32 or float64.
-void matmul_add_into(const MatrixView& a, const MatrixView& b, const MatrixView& sum);
+  T* row(int64_t index) const { return data + index * stride; }
+};
+
+// All of a contiguous 2-D tensor, to be written.
+template <typename T>
+MatrixOf<T> matrix_of(const Tensor& tensor) {
+  return {static_cast<T*>(tensor.mutable_data_ptr()), tensor.size(1)};
+}
 
 }  // namespace introkernels::cpu

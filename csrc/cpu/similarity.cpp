@@ -21,11 +21,12 @@ LossOutputs similarity_forward(const Tensor& logits, const Tensor& target, const
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
   const auto index = checked_class_index(class_index, y, z.size(1), ignore_index);
-  const std::vector<double> class_weight = values_of(weight);
-  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
-  LossCollector collector(logits, z.size(0), wide_dtype(logits), options);
-  forward_rows(
-      z, y, loss, [&] { return TeacherOfStats(d, n, index, z.size(1), labels); }, &collector);
+  LossCollector collector(z.size(0), wide_dtype(logits), options);
+  in_precision_of(logits, [&]<typename T>(T) {
+    const OptionalValues<T> class_weight(weight);
+    const RowLoss<T> loss(options, class_weight.data(), z.size(1));
+    forward_rows(z, y, loss, TeacherOfStats<T>(d, n, index, z.size(1), labels), &collector);
+  });
   return collector.finish();
 }
 
@@ -45,12 +46,13 @@ Tensor similarity_backward(const Tensor& grad_loss, const Tensor& logits, const 
   const Indices y(target);
   check_targets(y, z.size(1), ignore_index);
   const auto index = checked_class_index(class_index, y, z.size(1), ignore_index);
-  const std::vector<double> class_weight = values_of(weight);
-  const RowLoss<double> loss(options, weight ? class_weight.data() : nullptr, z.size(1));
-  Tensor grad_logits = new_empty(logits, {z.size(0), z.size(1)}, logits.scalar_type());
-  backward_rows(
-      z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
-      [&] { return TeacherOfStats(d, n, index, z.size(1), labels); }, Output(grad_logits));
+  Tensor grad_logits = new_empty({z.size(0), z.size(1)}, logits.scalar_type());
+  in_precision_of(logits, [&]<typename T>(T) {
+    const OptionalValues<T> class_weight(weight);
+    const RowLoss<T> loss(options, class_weight.data(), z.size(1));
+    backward_rows(z, y, loss, states_of(row_state), LossScales(grad_loss, totals, options),
+                  TeacherOfStats<T>(d, n, index, z.size(1), labels), Output(grad_logits));
+  });
   return grad_logits;
 }
 

@@ -1,14 +1,26 @@
-// Teacher logits from stored explanation statistics, for the row loops.
+// Teacher logits from explanation statistics: t_c = (s_c - 1) / tau, whose softmax at T are the
+// soft labels of label_mode="softmax". Those of label_mode="split" are given as T log q_c but for a
+// shift common to all, so that the same softmax makes them and one row loss serves both.
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "common/similarity.h"
 #include "cpu/tensors.h"
 
 namespace introkernels::cpu {
 
+// Teacher logits [num_classes] of one row: -inf where a class was not explained or has no soft
+// label; anything where it does not exist (logits[c] is -inf).
+//
+// dots, sq_norms: [num_explained]; class_index: [num_explained] or null for all classes in order.
+template <typename T>
+void teacher_logits_of_stats(const double* dots, const double* sq_norms, const int64_t* class_index,
+                             int64_t num_explained, const T* logits, int64_t num_classes,
+                             int64_t target, const LabelOptions& options, T* teacher);
+
+// The teacher of rows whose statistics lie in tensors.
+template <typename T>
 class TeacherOfStats {
  public:
   // dots, sq_norms [B, K]; class_index [B, K] or none for all classes in order.
@@ -19,19 +31,27 @@ class TeacherOfStats {
         sq_norms_(sq_norms),
         class_index_(class_index),
         num_classes_(num_classes),
-        options_(options),
-        stats_(static_cast<size_t>(2 * dots.size(1))),
-        classes_(class_index ? static_cast<size_t>(dots.size(1)) : 0) {}
+        options_(options) {}
 
-  void operator()(int64_t row, const double* z, int64_t target, double* t) {
+  size_t bytes() const {
     const int64_t num_explained = dots_.size(1);
-    double* dots = stats_.data();
-    double* sq_norms = dots + num_explained;
-    dots_.read(row, 0, num_explained, dots);
-    sq_norms_.read(row, 0, num_explained, sq_norms);
-    if (class_index_) class_index_->read(row, classes_.data());
-    teacher_logits_of_stats(dots, sq_norms, class_index_ ? classes_.data() : nullptr, num_explained,
-                            z, num_classes_, target, options_, t);
+    return Workspace::bytes_of<T>(num_classes_) + 2 * Workspace::bytes_of<double>(num_explained) +
+           Workspace::bytes_of<int64_t>(num_explained);
+  }
+
+  auto rows(Workspace* workspace) const {
+    const int64_t num_explained = dots_.size(1);
+    T* const teacher = workspace->take<T>(num_classes_);
+    double* const dots = workspace->take<double>(num_explained);
+    double* const sq_norms = workspace->take<double>(num_explained);
+    int64_t* const classes = workspace->take<int64_t>(num_explained);
+    return [=, this](int64_t row, const T* z, int64_t target) {
+      if (class_index_) class_index_->read(row, classes);
+      teacher_logits_of_stats(dots_.row(row, dots), sq_norms_.row(row, sq_norms),
+                              class_index_ ? classes : nullptr, num_explained, z, num_classes_,
+                              target, options_, teacher);
+      return static_cast<const T*>(teacher);
+    };
   }
 
  private:
@@ -40,8 +60,6 @@ class TeacherOfStats {
   const std::optional<Indices>& class_index_;
   int64_t num_classes_;
   LabelOptions options_;
-  std::vector<double> stats_;
-  std::vector<int64_t> classes_;
 };
 
 }  // namespace introkernels::cpu

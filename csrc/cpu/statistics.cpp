@@ -1,6 +1,6 @@
 #include "cpu/statistics.h"
 
-#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cpu/validate.h"
@@ -9,144 +9,191 @@ namespace introkernels::cpu {
 
 namespace {
 
-// Elements of D that are worked on at a time: x and E_y of a slice stay in the L1 cache. With
-// centering each gradient of a slice is read twice, so a slice of all classes has to fit into L2.
+// Dimensions worked on at a time: x, E_y and a gradient of a slice stay in the L1 cache, 8 KiB
+// each. With centring each gradient of a slice is read twice, so a slice of all classes has to
+// stay in the L2 cache.
 int64_t slice_of(int64_t num_explained, bool center) {
-  constexpr int64_t kInL1 = 1024;
-  constexpr int64_t kInL2 = 65536;
+  constexpr int64_t kInL1 = 2048;
+  constexpr int64_t kInL2 = 131072;
   if (!center) return kInL1;
-  return std::clamp<int64_t>(kInL2 / std::max<int64_t>(1, num_explained), 64, kInL1);
-}
-
-struct Sums {
-  double dot;
-  double sq_norm;
-};
-
-// The order of the additions is fixed by kLanes alone, and lanes let the compiler vectorise them.
-Sums inner_products(const double* gradient, const double* inputs, const double* target_explanation,
-                    int64_t count) {
-  constexpr int64_t kLanes = 8;
-  double dots[kLanes] = {}, sq_norms[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= count; d += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double e = gradient[d + lane] * inputs[d + lane];
-      dots[lane] += e * target_explanation[d + lane];
-      sq_norms[lane] += e * e;
-    }
-  }
-  for (int64_t lane = 0; d < count; ++d, ++lane) {
-    const double e = gradient[d] * inputs[d];
-    dots[lane] += e * target_explanation[d];
-    sq_norms[lane] += e * e;
-  }
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) {
-      dots[lane] += dots[lane + half];
-      sq_norms[lane] += sq_norms[lane + half];
-    }
-  }
-  return {dots[0], sq_norms[0]};
+  return std::clamp<int64_t>(kInL2 / std::max<int64_t>(1, num_explained) / kPadding * kPadding, 64,
+                             kInL1);
 }
 
 }  // namespace
 
-RowStatistics::RowStatistics(const Input& gradients, const Input& inputs, bool center)
-    : gradients_(gradients),
-      inputs_(inputs),
+Statistics::Statistics(const Explanations& explanations, const int64_t* target_positions,
+                       bool center, double* dots, double* sq_norms)
+    : explanations_(explanations),
+      target_positions_(target_positions),
       center_(center),
-      num_explained_(gradients.size(1)),
-      num_dims_(gradients.size(2)),
-      slice_(slice_of(num_explained_, center)),
-      gradient_(static_cast<size_t>(slice_)),
-      mean_(center ? static_cast<size_t>(slice_) : 0),
-      inputs_of_slice_(static_cast<size_t>(slice_)),
-      target_explanation_(static_cast<size_t>(slice_)) {}
-
-void RowStatistics::compute(int64_t row, int64_t target_position, double* dots, double* sq_norms) {
-  std::fill(dots, dots + num_explained_, 0.0);
-  std::fill(sq_norms, sq_norms + num_explained_, 0.0);
-  for (int64_t begin = 0; begin < num_dims_; begin += slice_) {
-    const int64_t count = std::min(slice_, num_dims_ - begin);
-    if (center_) {
-      std::fill(mean_.begin(), mean_.end(), 0.0);
-      for (int64_t k = 0; k < num_explained_; ++k) {
-        gradients_.read(row, k, begin, count, gradient_.data());
-        for (int64_t d = 0; d < count; ++d) mean_[d] += gradient_[d];
-      }
-      for (int64_t d = 0; d < count; ++d) mean_[d] /= static_cast<double>(num_explained_);
-    }
-    const auto read_gradient = [&](int64_t k) {
-      gradients_.read(row, k, begin, count, gradient_.data());
-      if (!center_) return;
-      for (int64_t d = 0; d < count; ++d) gradient_[d] -= mean_[d];
-    };
-    inputs_.read(row, begin, count, inputs_of_slice_.data());
-    read_gradient(target_position);
-    for (int64_t d = 0; d < count; ++d) {
-      target_explanation_[d] = gradient_[d] * inputs_of_slice_[d];
-    }
-    for (int64_t k = 0; k < num_explained_; ++k) {
-      read_gradient(k);
-      const Sums sums = inner_products(gradient_.data(), inputs_of_slice_.data(),
-                                       target_explanation_.data(), count);
-      dots[k] += sums.dot;
-      sq_norms[k] += sums.sq_norm;
-    }
+      dots_(dots),
+      sq_norms_(sq_norms),
+      slice_(slice_of(explanations.num_explained(), center)),
+      // Long enough that preparing x and E_y and adding up cost little beside it.
+      segment_(8 * slice_),
+      num_segments_(std::max<int64_t>(1, (explanations.num_dims() + segment_ - 1) / segment_)),
+      class_block_(explanations.num_explained()),
+      num_class_blocks_(1),
+      workspace_(Workspace::bytes_of<std::atomic<int32_t>>(explanations.num_rows()) +
+                 (num_segments_ > 1
+                      ? Workspace::bytes_of<double>(explanations.num_rows() * num_segments_ * 2 *
+                                                    explanations.num_explained())
+                      : 0)) {
+  require_kernels();
+  const int64_t num_rows = explanations.num_rows(), num_explained = explanations.num_explained();
+  // Some pieces for each thread. A mean over the classes needs all of them in one piece.
+  const int64_t wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t pieces = std::max<int64_t>(1, num_rows * num_segments_);
+  if (!center && pieces < wanted && num_explained > 0) {
+    constexpr int64_t kSmallestBlock = 8;
+    const int64_t blocks = (wanted + pieces - 1) / pieces;
+    class_block_ = std::max(kSmallestBlock, (num_explained + blocks - 1) / blocks);
+    num_class_blocks_ = (num_explained + class_block_ - 1) / class_block_;
   }
+  unfinished_ = workspace_.take<std::atomic<int32_t>>(num_rows);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    new (&unfinished_[row])
+        std::atomic<int32_t>(static_cast<int32_t>(num_segments_ * num_class_blocks_));
+  }
+  partial_ = num_segments_ > 1
+                 ? workspace_.take<double>(num_rows * num_segments_ * 2 * num_explained)
+                 : nullptr;
 }
 
-int64_t position_of(int64_t target, const int64_t* class_index, int64_t num_explained) {
-  if (class_index == nullptr) return target;
-  return std::find(class_index, class_index + num_explained, target) - class_index;
+int64_t Statistics::grain() const {
+  return row_grain(class_block_ * std::min(segment_, explanations_.num_dims()));
 }
 
-std::tuple<Tensor, Tensor> explanation_stats(const Tensor& gradients, const Tensor& inputs,
-                                             const Tensor& target,
-                                             const std::optional<Tensor>& class_index, bool center,
-                                             int64_t ignore_index) {
-  const Input g(gradients), x(inputs);
-  const Indices y(target);
-  const int64_t num_rows = g.size(0), num_explained = g.size(1);
-  std::optional<Indices> index;
-  if (class_index.has_value()) {
-    index.emplace(*class_index);
-    constexpr int64_t kAnyClass = std::numeric_limits<int64_t>::max();
-    check_targets(y, kAnyClass, ignore_index);
-    check_class_index(*index, y, kAnyClass, ignore_index);
+Statistics::Sums Statistics::sums_of(int64_t row, int64_t segment) const {
+  const int64_t num_explained = explanations_.num_explained();
+  if (partial_ == nullptr) return {dots_ + row * num_explained, sq_norms_ + row * num_explained};
+  double* const sums = partial_ + (row * num_segments_ + segment) * 2 * num_explained;
+  return {sums, sums + num_explained};
+}
+
+void Statistics::compute_unit(int64_t row, int64_t unit) const {
+  if (target_positions_[row] < 0) return;
+  const int64_t segment = unit / num_class_blocks_;
+  const int64_t first = unit % num_class_blocks_ * class_block_;
+  const int64_t count = std::min(class_block_, explanations_.num_explained() - first);
+  if (explanations_.number() == Number::kFloat64) {
+    add_segment<double>(row, segment, first, count, sums_of(row, segment));
   } else {
-    check_targets(y, num_explained, ignore_index);
+    add_segment<float>(row, segment, first, count, sums_of(row, segment));
   }
-  const ScalarType dtype = wide_dtype(gradients);
-  Tensor dots = new_empty(gradients, {num_rows, num_explained}, dtype);
-  Tensor sq_norms = new_empty(gradients, {num_rows, num_explained}, dtype);
-  const Output dots_out(dots), sq_norms_out(sq_norms);
-  torch::stable::parallel_for(
-      0, num_rows, row_grain(num_explained * g.size(2)), [&](int64_t begin, int64_t end) {
-        RowStatistics statistics(g, x, center);
-        std::vector<double> scratch(static_cast<size_t>(2 * num_explained));
-        std::vector<int64_t> classes(index ? static_cast<size_t>(num_explained) : 0);
-        double* row_dots = scratch.data();
-        double* row_sq_norms = row_dots + num_explained;
-        for (int64_t row = begin; row < end; ++row) {
-          if (y(row) == ignore_index) {
-            std::fill(scratch.begin(), scratch.end(), 0.0);
-          } else {
-            if (index) index->read(row, classes.data());
-            const int64_t position =
-                position_of(y(row), index ? classes.data() : nullptr, num_explained);
-            statistics.compute(row, position, row_dots, row_sq_norms);
-          }
-          dots_out.write(row, row_dots);
-          sq_norms_out.write(row, row_sq_norms);
-        }
-      });
-  return {dots, sq_norms};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(introkernels, CPU, library) {
-  library.impl("explanation_stats", TORCH_BOX(&explanation_stats));
+template <typename T>
+void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, int64_t num_classes,
+                             Sums sums) const {
+  const KernelsOf<T>& kernels = cpu::kernels().of<T>();
+  const int64_t num_explained = explanations_.num_explained();
+  const bool in_place = explanations_.in_one_piece();
+  std::fill(sums.dots + first_class, sums.dots + first_class + num_classes, 0.0);
+  std::fill(sums.sq_norms + first_class, sums.sq_norms + first_class + num_classes, 0.0);
+
+  const int64_t width = padded(slice_);
+  Workspace workspace(5 * Workspace::bytes_of<T>(width) + Workspace::bytes_of<double>(width));
+  T* const inputs = workspace.take<T>(width);
+  T* const target_explanation = workspace.take<T>(width);
+  T* const gathered = workspace.take<T>(width);
+  T* const mean_high = workspace.take<T>(width);
+  T* const mean_low = workspace.take<T>(width);
+  double* const mean = workspace.take<double>(width);
+
+  const int64_t end = std::min((segment + 1) * segment_, explanations_.num_dims());
+  for (int64_t begin = segment * segment_; begin < end; begin += slice_) {
+    const int64_t count = std::min(slice_, end - begin);
+    if (center_) {
+      std::fill(mean, mean + count, 0.0);
+      for (int64_t k = 0; k < num_explained; ++k) {
+        if (in_place) {
+          kernels.accumulate[int(explanations_.number())](explanations_.gradient(row, k, begin),
+                                                          count, mean);
+        } else {
+          explanations_.read_gradient(row, k, begin, count, gathered);
+          kernels.accumulate[int(number_as<T>())](gathered, count, mean);
+        }
+      }
+      // What a float can't hold of the mean is taken away too: explanations may differ by less
+      // than a float's precision of what they have in common.
+      for (int64_t d = 0; d < count; ++d) {
+        mean[d] /= static_cast<double>(num_explained);
+        mean_high[d] = static_cast<T>(mean[d]);
+        mean_low[d] = static_cast<T>(mean[d] - static_cast<double>(mean_high[d]));
+      }
+      std::fill(mean_high + count, mean_high + padded(count), T(0));
+      std::fill(mean_low + count, mean_low + padded(count), T(0));
+    }
+    const StatisticsSlice<T> slice{explanations_.inputs(row, begin, count, inputs),
+                                   target_explanation,
+                                   center_ ? mean_high : nullptr,
+                                   center_ ? mean_low : nullptr,
+                                   count,
+                                   gradients_after(row, first_class, begin + count)};
+    explanations_.read_gradient(row, target_positions_[row], begin, count, gathered);
+    kernels.explain(gathered, slice, target_explanation);
+    if (in_place) {
+      kernels.inner_products[int(explanations_.number())](
+          explanations_.gradient(row, first_class, begin), explanations_.class_stride_in_bytes(),
+          num_classes, slice, sums.dots + first_class, sums.sq_norms + first_class);
+    } else {
+      for (int64_t k = first_class; k < first_class + num_classes; ++k) {
+        explanations_.read_gradient(row, k, begin, count, gathered);
+        kernels.inner_products[int(number_as<T>())](gathered, 0, 1, slice, sums.dots + k,
+                                                    sums.sq_norms + k);
+      }
+    }
+  }
+}
+
+// Where the gradients begin that are read after those of a row up to dimension `end`.
+const void* Statistics::gradients_after(int64_t row, int64_t first_class, int64_t end) const {
+  if (center_ || !explanations_.in_one_piece()) return nullptr;
+  if (end < explanations_.num_dims()) return explanations_.gradient(row, first_class, end);
+  return row + 1 < explanations_.num_rows() ? explanations_.gradient(row + 1, first_class, 0)
+                                            : nullptr;
+}
+
+// Squares of float explanations neither overflowed nor lost what matters to underflow.
+bool Statistics::in_range_of_float(int64_t row) const {
+  constexpr double kSmallest = 1e-24, kLargest = 1e36;
+  const double* const sq_norms = sq_norms_ + row * explanations_.num_explained();
+  bool in_range = true;
+  for (int64_t k = 0; k < explanations_.num_explained(); ++k) {
+    in_range = in_range && sq_norms[k] >= kSmallest && sq_norms[k] <= kLargest;
+  }
+  return in_range;
+}
+
+void Statistics::finish(int64_t row) const {
+  const int64_t num_explained = explanations_.num_explained();
+  double* const dots = dots_ + row * num_explained;
+  double* const sq_norms = sq_norms_ + row * num_explained;
+  if (target_positions_[row] < 0) {
+    std::fill(dots, dots + num_explained, 0.0);
+    std::fill(sq_norms, sq_norms + num_explained, 0.0);
+    return;
+  }
+  const auto add_up = [&] {
+    if (partial_ == nullptr) return;
+    std::fill(dots, dots + num_explained, 0.0);
+    std::fill(sq_norms, sq_norms + num_explained, 0.0);
+    for (int64_t segment = 0; segment < num_segments_; ++segment) {
+      const Sums sums = sums_of(row, segment);
+      for (int64_t k = 0; k < num_explained; ++k) {
+        dots[k] += sums.dots[k];
+        sq_norms[k] += sums.sq_norms[k];
+      }
+    }
+  };
+  add_up();
+  if (explanations_.number() == Number::kFloat64 || in_range_of_float(row)) return;
+  for (int64_t segment = 0; segment < num_segments_; ++segment) {
+    add_segment<double>(row, segment, 0, num_explained, sums_of(row, segment));
+  }
+  add_up();
 }
 
 }  // namespace introkernels::cpu

@@ -1,5 +1,5 @@
-// How the CPU kernels see tensors: rows of any dtype and stride, read into float64 and written
-// back. All arithmetic of a row is done in float64, so that it is accurate for every dtype.
+// How the CPU kernels see tensors: rows of any dtype and stride, read into float (double for
+// float64) and written back.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -7,103 +7,143 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
-#include <vector>
+#include <type_traits>
+
+#include "common/validate.h"
+#include "cpu/kernels.h"
+#include "cpu/workspace.h"
 
 namespace introkernels::cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Reads count numbers that lie stride elements apart, and writes likewise.
-using Load = void (*)(const void* source, int64_t stride, int64_t count, double* out);
-using Store = void (*)(const double* values, int64_t stride, int64_t count, void* destination);
-
 // Throw std::invalid_argument (ValueError in Python) for a dtype that is not floating.
-Load load_for(ScalarType dtype);
-Store store_for(ScalarType dtype);
-
-// Bytes of an element; throws like load_for.
+Number number_of(ScalarType dtype);
 int64_t item_size(ScalarType dtype);
 
-// A floating tensor of up to three dimensions to read from; it borrows the tensor's memory.
+// The type of T itself.
+template <typename T>
+constexpr Number number_as() {
+  return std::is_same_v<T, double> ? Number::kFloat64 : Number::kFloat32;
+}
+
+// Calls work(double{}) for float64 tensors and work(float{}) for all others.
+template <typename Work>
+auto in_precision_of(const Tensor& tensor, const Work& work) {
+  return tensor.scalar_type() == ScalarType::Double ? work(double{}) : work(float{});
+}
+
+// `count` numbers, `stride` elements apart, as T.
+template <typename T>
+void load_numbers(Number number, const void* source, int64_t stride, int64_t count, T* out);
+
+// `count` numbers to contiguous memory of that type.
+template <typename T>
+void store_numbers(Number number, const T* values, int64_t count, void* destination) {
+  kernels().of<T>().store[int(number)](values, count, destination);
+}
+
+// A floating tensor of up to two dimensions to read rows from; it borrows the tensor's memory.
 class Input {
  public:
   explicit Input(const Tensor& tensor);
 
-  int64_t size(int64_t dim) const { return sizes_[dim]; }
+  int64_t size(int64_t dim) const { return sizes_[static_cast<size_t>(dim)]; }
 
-  // Row `row`, elements [begin, begin + count) of the last dimension of a 2-D tensor.
-  void read(int64_t row, int64_t begin, int64_t count, double* out) const {
-    load_(at(row * strides_[0] + begin * strides_[1]), strides_[1], count, out);
+  // Row `row` of a 2-D tensor: where it lies if it lies there as T, else a copy in scratch.
+  template <typename T>
+  const T* row(int64_t row, T* scratch) const {
+    const void* const source = data_ + row * strides_[0] * item_size_;
+    const bool in_place = number_ == number_as<T>() && (strides_[1] == 1 || sizes_[1] <= 1);
+    if (in_place) return static_cast<const T*>(source);
+    load_numbers(number_, source, strides_[1], sizes_[1], scratch);
+    return scratch;
   }
-  // Row `row`, slice `middle`, elements [begin, begin + count) of a 3-D tensor.
-  void read(int64_t row, int64_t middle, int64_t begin, int64_t count, double* out) const {
-    load_(at(row * strides_[0] + middle * strides_[1] + begin * strides_[2]), strides_[2], count,
-          out);
-  }
+
   // Element `index` of a 1-D tensor, or of a scalar (index 0).
-  double read(int64_t index) const {
+  double value(int64_t index) const {
     double value;
-    load_(at(sizes_.empty() ? 0 : index * strides_[0]), 1, 1, &value);
+    load_numbers(number_, data_ + index * strides_[0] * item_size_, 1, 1, &value);
     return value;
   }
 
  private:
-  const void* at(int64_t offset) const { return data_ + offset * item_size_; }
-
   const char* data_;
+  Number number_;
   int64_t item_size_;
-  Load load_;
-  std::vector<int64_t> sizes_;
-  std::vector<int64_t> strides_;
+  std::array<int64_t, 2> sizes_{};
+  std::array<int64_t, 2> strides_{};
 };
 
-// A contiguous floating tensor of the kernel's own, to be written row by row.
+// A contiguous floating tensor [B, C] of the kernel's own, to be written row by row.
 class Output {
  public:
   explicit Output(const Tensor& tensor);
 
-  void write(int64_t row, const double* values) const {
-    store_(values, 1, row_size_, data_ + row * row_size_ * item_size_);
+  // Where to put a row of T: the tensor itself if that is its type, else scratch.
+  template <typename T>
+  T* row(int64_t row, T* scratch) const {
+    return number_ == number_as<T>() ? reinterpret_cast<T*>(at(row)) : scratch;
+  }
+
+  // Writes what row() gave, unless it is there already.
+  template <typename T>
+  void finish(int64_t row, const T* values) const {
+    if (static_cast<const void*>(values) != at(row)) {
+      store_numbers(number_, values, row_size_, at(row));
+    }
+  }
+
+  template <typename T>
+  void write(int64_t row, const T* values) const {
+    store_numbers(number_, values, row_size_, at(row));
   }
 
  private:
+  char* at(int64_t row) const { return data_ + row * row_size_ * item_size_; }
+
   char* data_;
+  Number number_;
   int64_t item_size_;
   int64_t row_size_;
-  Store store_;
 };
 
 // An int64 tensor of one or two dimensions; throws std::invalid_argument for another dtype.
-class Indices {
+class Indices : public IndexView {
  public:
   explicit Indices(const Tensor& tensor);
-
-  int64_t operator()(int64_t row) const { return data_[row * strides_[0]]; }
-  int64_t operator()(int64_t row, int64_t column) const {
-    return data_[row * strides_[0] + column * strides_[1]];
-  }
-  void read(int64_t row, int64_t* out) const {
-    for (int64_t k = 0; k < sizes_[1]; ++k) out[k] = (*this)(row, k);
-  }
-  int64_t size(int64_t dim) const { return sizes_[dim]; }
-
- private:
-  const int64_t* data_;
-  std::vector<int64_t> sizes_;
-  std::vector<int64_t> strides_;
 };
 
-// The values of an optional 1-D floating tensor; empty where there is none.
-std::vector<double> values_of(const std::optional<Tensor>& tensor);
+// The values of an optional 1-D tensor; data() is null where there is none.
+template <typename T>
+class OptionalValues {
+ public:
+  explicit OptionalValues(const std::optional<Tensor>& tensor)
+      : workspace_(tensor ? Workspace::bytes_of<T>(tensor->size(0)) : 0) {
+    if (!tensor) return;
+    T* const values = workspace_.take<T>(tensor->size(0));
+    load_numbers(number_of(tensor->scalar_type()), tensor->const_data_ptr(), tensor->stride(0),
+                 tensor->size(0), values);
+    data_ = values;
+  }
+
+  const T* data() const { return data_; }
+
+ private:
+  Workspace workspace_;
+  const T* data_ = nullptr;
+};
 
 // float64 for float64, float32 for everything else: the dtype of losses and statistics.
 ScalarType wide_dtype(const Tensor& tensor);
 
-Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
+// An uninitialised contiguous tensor of up to two dimensions.
+Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
 // Rows to hand one thread at least, so that starting it pays.
 int64_t row_grain(int64_t elements_per_row);

@@ -1,80 +1,6 @@
 #include "cpu/validate.h"
 
-#include <algorithm>
-#include <limits>
-#include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
 namespace introkernels::cpu {
-
-namespace {
-
-std::string row_as_text(const std::vector<int64_t>& row) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < row.size(); ++i) text << (i ? ", " : "") << row[i];
-  text << ']';
-  return text.str();
-}
-
-}  // namespace
-
-void check_targets(const Indices& target, int64_t num_classes, int64_t ignore_index) {
-  for (int64_t row = 0; row < target.size(0); ++row) {
-    const int64_t y = target(row);
-    if (y == ignore_index || (y >= 0 && y < num_classes)) continue;
-    std::ostringstream text;
-    text << "target[" << row << "] is " << y << ", outside [0, " << num_classes
-         << ") and not ignore_index=" << ignore_index;
-    throw std::out_of_range(text.str());
-  }
-}
-
-void check_class_index(const Indices& class_index, const Indices& target, int64_t num_classes,
-                       int64_t ignore_index) {
-  const int64_t num_explained = class_index.size(1);
-  std::vector<int64_t> classes(static_cast<size_t>(num_explained));
-  // Check by check rather than row by row, so that the same call raises the same error on every
-  // backend.
-  const auto for_each_row = [&](const auto& check) {
-    for (int64_t row = 0; row < target.size(0); ++row) {
-      if (target(row) == ignore_index) continue;
-      class_index.read(row, classes.data());
-      check(row);
-    }
-  };
-  for_each_row([&](int64_t row) {
-    for (int64_t k = 0; k < num_explained; ++k) {
-      const int64_t c = classes[static_cast<size_t>(k)];
-      if (c >= 0 && c < num_classes) continue;
-      std::ostringstream text;
-      text << "class_index[" << row << ", " << k << "] is " << c << ", outside [0, ";
-      if (num_classes == std::numeric_limits<int64_t>::max()) {
-        text << "num_classes)";
-      } else {
-        text << num_classes << ")";
-      }
-      throw std::out_of_range(text.str());
-    }
-  });
-  for_each_row([&](int64_t row) {
-    if (std::find(classes.begin(), classes.end(), target(row)) != classes.end()) return;
-    std::ostringstream text;
-    text << "class_index[" << row << "] must hold the row's target " << target(row) << ", got "
-         << row_as_text(classes);
-    throw std::invalid_argument(text.str());
-  });
-  for_each_row([&](int64_t row) {
-    std::vector<int64_t> ordered = classes;
-    std::sort(ordered.begin(), ordered.end());
-    if (std::adjacent_find(ordered.begin(), ordered.end()) == ordered.end()) return;
-    std::ostringstream text;
-    text << "class_index[" << row << "] must name each class once, got " << row_as_text(classes);
-    throw std::invalid_argument(text.str());
-  });
-}
 
 std::optional<Indices> checked_class_index(const std::optional<Tensor>& class_index,
                                            const Indices& target, int64_t num_classes,
@@ -83,6 +9,21 @@ std::optional<Indices> checked_class_index(const std::optional<Tensor>& class_in
   const Indices index(*class_index);
   check_class_index(index, target, num_classes, ignore_index);
   return index;
+}
+
+void find_targets(const Indices& target, const std::optional<Indices>& class_index,
+                  int64_t ignore_index, int64_t* positions) {
+  for (int64_t row = 0; row < target.size(0); ++row) {
+    const int64_t y = target(row);
+    int64_t position = y;
+    if (y == ignore_index) {
+      position = -1;
+    } else if (class_index) {
+      position = 0;
+      while ((*class_index)(row, position) != y) ++position;
+    }
+    positions[row] = position;
+  }
 }
 
 }  // namespace introkernels::cpu

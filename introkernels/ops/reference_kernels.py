@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from introkernels import checks, reference
-from introkernels.ops.schema import row_state_like
+from introkernels.ops.schema import loss_dtype, row_state_like
 from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES, ExplanationStats
 
 _NEVER = float("-inf")
@@ -212,6 +212,9 @@ def linear_forward(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
+    need_features: bool,
+    need_weight: bool,
+    need_bias: bool,
     center: bool,
     class_weight: Tensor | None,
     temperature: float,
@@ -228,10 +231,11 @@ def linear_forward(
     checks.target_in_range(target, weight.shape[0], ignore_index)
     features = reference.zero_ignored(features, target, ignore_index)
     logits = reference.linear_logits(features, weight, bias)
-    return similarity_forward(
+    stats = _head_stats(features, weight, target, center, ignore_index)
+    outputs = similarity_forward(
         logits,
         target,
-        *_head_stats(features, weight, target, center, ignore_index),
+        *stats,
         class_weight,
         temperature,
         ce_weight,
@@ -244,6 +248,28 @@ def linear_forward(
         label_mode,
         non_target_mass,
     )
+    needs = (need_features, need_weight, need_bias)
+    grads = tuple(outputs[0].new_empty(0) for _ in needs)
+    if any(needs):
+        grads = _head_grads(
+            torch.ones_like(outputs[0], dtype=torch.float64),
+            (features, weight, logits),
+            target,
+            stats,
+            outputs[-1],
+            needs,
+            (
+                class_weight,
+                temperature,
+                ce_weight,
+                kl_weight,
+                ignore_index,
+                label_smoothing,
+                reduction,
+            ),
+            (similarity_temperature, similarity, label_mode, non_target_mass),
+        )
+    return (*outputs, *grads)
 
 
 def linear_backward(
@@ -272,24 +298,55 @@ def linear_backward(
     features = reference.zero_ignored(features, target, ignore_index)
     logits = reference.linear_logits(features, weight, bias)
     stats = _head_stats(features, weight, target, center, ignore_index)
-    log_q = _similarity_log_q(
-        logits,
+    # The gradient of a scalar loss is scaled last, so that it is the same number, to the bit,
+    # whether it was made here or along with the loss.
+    per_row = REDUCTIONS[reduction] == "none"
+    grads = _head_grads(
+        grad_loss if per_row else torch.ones_like(grad_loss),
+        (features, weight, logits),
         target,
         stats,
-        temperature,
-        ignore_index,
+        totals,
+        (need_features, need_weight, bias is not None),
+        (class_weight, temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction),
         (similarity_temperature, similarity, label_mode, non_target_mass),
     )
-    options = (class_weight, temperature, ce_weight, kl_weight, ignore_index, label_smoothing)
-    grad_logits = _backward(grad_loss, logits, log_q, target, totals, (*options, reduction))
-    with torch.autocast(features.device.type, enabled=False):
-        grad_features = (grad_logits @ weight.double()).to(features.dtype)
-        grad_weight = (grad_logits.mT @ features.double()).to(weight.dtype)
-    return (
-        grad_features if need_features else features.new_empty(0),
-        grad_weight if need_weight else weight.new_empty(0),
-        features.new_empty(0) if bias is None else grad_logits.sum(0).to(bias.dtype),
+    if not per_row:
+        grads = tuple(grad * grad_loss for grad in grads)
+    dtypes = (features.dtype, weight.dtype, features.dtype if bias is None else bias.dtype)
+    grad_features, grad_weight, grad_bias = (
+        grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)
     )
+    return grad_features, grad_weight, grad_bias
+
+
+def _head_grads(
+    grad_loss: Tensor,
+    head: tuple[Tensor, Tensor, Tensor],
+    target: Tensor,
+    stats: ExplanationStats,
+    totals: Tensor,
+    needs: tuple[bool, bool, bool],
+    loss_options: _LossOptions,
+    label_options: tuple[float, int, int, float],
+) -> tuple[Tensor, ...]:
+    """Gradients of features, weight and bias in the dtype of the loss, empty where not needed.
+
+    ``head`` holds features, weight and logits.
+    """
+    features, weight, logits = head
+    _, temperature, _, _, ignore_index, _, _ = loss_options
+    log_q = _similarity_log_q(logits, target, stats, temperature, ignore_index, label_options)
+    grad_logits = _backward(grad_loss, logits, log_q, target, totals, loss_options)
+    need_features, need_weight, need_bias = needs
+    nothing = grad_logits.new_empty(0)
+    with torch.autocast(features.device.type, enabled=False):
+        grads = (
+            grad_logits @ weight.double() if need_features else nothing,
+            grad_logits.mT @ features.double() if need_weight else nothing,
+            grad_logits.sum(0) if need_bias else nothing,
+        )
+    return tuple(grad.to(loss_dtype(features)) for grad in grads)
 
 
 def _head_stats(
@@ -299,7 +356,8 @@ def _head_stats(
     wide = torch.promote_types(torch.promote_types(features.dtype, weight.dtype), torch.float32)
     weight = weight.to(wide)
     if center:
-        weight = weight - weight.mean(0)
+        # A mean that is large against what is left of the weight has to keep more digits than that.
+        weight = (weight.double() - weight.double().mean(0)).to(wide)
     # Similarities are ratios: scaling a row or the whole weight by a power of two changes nothing
     # in them, but keeps squares in range.
     weight = _near_one(weight, weight.abs().amax() if weight.numel() else weight.sum())

@@ -1,13 +1,20 @@
 """The operators: their schemas, the shapes they return, and how vmap and autocast treat them.
 
 Every operator exists once in each namespace: ``introkernels``, which PyTorch's dispatcher sends to
-the best library loaded for the tensors' device and to the definition where there is none, and
-``introkernels_reference``, which is always the definition.
+the best library loaded for the tensors' device and to the definition where there is none,
+``introkernels_reference``, which is always the definition, and, where Triton is usable,
+``introkernels_triton``.
 
 Codes: ``reduction`` 0 none, 1 mean, 2 sum; ``similarity`` 0 cosine, 1 projection; ``label_mode``
 0 softmax, 1 split. Loss operators return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars),
 ``row_state [B, ROW_STATE]`` float64 (what a kernel keeps of each row for its backward) and
 ``totals [2]`` float64 (the sum of the target weights and the number of rows not ignored).
+``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any strides.
+
+The head's gradients cost less beside its loss than on their own. ``linear_forward`` makes those
+that it is asked for as they are where the incoming gradient is 1 (in each row), in the dtype of the
+loss, so that multiplying them rounds once. ``linear_backward`` makes them for any incoming
+gradient. Both answer for those that nobody needs with empty tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROW_STATE = 8
+ROW_STATE = 9
 
 _LOSS = (
     "Tensor? weight, float temperature, float ce_weight, float kl_weight, int ignore_index, "
@@ -56,8 +63,10 @@ SCHEMAS = {
         f"bool center, {_LOSS}, {_LABELS}) -> ({_LOSS_OUT}, Tensor dots, Tensor sq_norms)"
     ),
     "linear_forward": (
-        "(Tensor features, Tensor weight, Tensor target, Tensor? bias, bool center, "
-        f"{_HEAD_LOSS}, {_LABELS}) -> ({_LOSS_OUT})"
+        "(Tensor features, Tensor weight, Tensor target, Tensor? bias, bool need_features, "
+        "bool need_weight, bool need_bias, bool center, "
+        f"{_HEAD_LOSS}, {_LABELS}) -> "
+        f"({_LOSS_OUT}, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
     ),
     "linear_backward": (
         "(Tensor grad_loss, Tensor features, Tensor weight, Tensor target, Tensor? bias, "
@@ -138,10 +147,18 @@ def _fake_linear_forward(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
-    center: bool,
+    need_features: bool,
+    need_weight: bool,
+    need_bias: bool,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    return _loss_outputs(features, options[-1 - _NUM_LABEL_OPTIONS])
+    dtype = loss_dtype(features)
+    return (
+        *_loss_outputs(features, options[-1 - _NUM_LABEL_OPTIONS]),
+        features.new_empty(features.shape if need_features else (0,), dtype=dtype),
+        features.new_empty(weight.shape if need_weight else (0,), dtype=dtype),
+        features.new_empty(weight.shape[:1] if need_bias else (0,), dtype=dtype),
+    )
 
 
 def _fake_linear_backward(

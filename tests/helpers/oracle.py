@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import introkernels as ik
+from helpers import exact
 from helpers.cases import Case, call_arguments
 from helpers.tolerance import assert_accurate, computed_precision
 
@@ -49,6 +50,22 @@ def evaluate(case: Case, functions: Any = ik, grad_loss: Tensor | None = None) -
 def defined(case: Case, grad_loss: Tensor | None = None) -> Outcome:
     """What the definition gives for the case's numbers in float64, differentiated by autograd."""
     return evaluate(case.upcast(), ik.reference, grad_loss)
+
+
+def exact_distillation(case: Case) -> tuple[Tensor, Tensor]:
+    """Losses ``[B]`` and gradients ``[B, C]`` of a distillation case, unreduced, from 50 digits."""
+    rows = []
+    for z, t, y in zip(
+        case["logits"].tolist(),
+        case["teacher_logits"].tolist(),
+        case["target"].tolist(),
+        strict=True,
+    ):
+        keywords = {name: case.keywords[name] for name in ("temperature", "ce_weight", "kl_weight")}
+        q = exact.teacher_labels(t, keywords["temperature"], [True] * len(z))
+        rows.append(exact.row(z, q, y, **keywords))
+    losses = torch.tensor([row.loss for row in rows], dtype=torch.float64)
+    return losses, torch.tensor([row.grad for row in rows], dtype=torch.float64)
 
 
 def assert_outcomes_agree(

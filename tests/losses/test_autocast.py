@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import backends
+from helpers.backends import sized
 from helpers.cases import BUILDERS, Case, introspective_case, linear_case
 from helpers.oracle import assert_outcomes_agree, defined, evaluate
 from torch import Tensor, nn
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 import introkernels as ik
 
 HALF = torch.bfloat16
+# Not looked up in each call, which torch.compile would have to trace.
+DEVICE = backends.device()
 
 
-def cpu_autocast(dtype: torch.dtype = HALF) -> torch.autocast:
-    return torch.autocast("cpu", dtype=dtype)
+def autocast(dtype: torch.dtype = HALF) -> torch.autocast:
+    """Autocast of the device on which the test makes its tensors."""
+    return torch.autocast(DEVICE, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -27,7 +32,7 @@ def test_same_bits_inside_and_outside(
 ) -> None:
     case = BUILDERS[function](6, 9, dtype, ignored=1, class_weights=True, label_smoothing=0.1)
     outside = evaluate(case)
-    with cpu_autocast(autocast_dtype):
+    with autocast(autocast_dtype):
         inside = evaluate(case)
     assert inside.loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for part in ("loss", "ce", "kl"):
@@ -39,7 +44,7 @@ def test_same_bits_inside_and_outside(
 def test_backward_outside_of_the_region_of_its_forward(backend: str) -> None:
     case = linear_case(6, 9)
     leaves = [case[name].requires_grad_() for name in case.differentiable]
-    with cpu_autocast():
+    with autocast():
         loss = ik.linear_introspective_loss(*case.arguments(), **case.keywords)
     grads = torch.autograd.grad(loss, leaves)
     for grad, expected in zip(grads, evaluate(case).grads.values(), strict=True):
@@ -50,7 +55,7 @@ def test_statistics_are_the_same(backend: str) -> None:
     case = introspective_case(6, 9, HALF, inputs_dtype=torch.float32)
     arguments = (case["gradients"], case["inputs"], case["target"])
     outside = ik.explanation_stats(*arguments)
-    with cpu_autocast():
+    with autocast():
         inside = ik.explanation_stats(*arguments)
         labels = ik.soft_labels(inside, case["target"])
     assert inside.dots.dtype == labels.dtype == torch.float32
@@ -62,7 +67,7 @@ def test_statistics_are_the_same(backend: str) -> None:
 def test_float32_head_is_not_rounded_to_half(backend: str) -> None:
     """Autocast would give ``F.linear`` bfloat16 here; the loss keeps float32 throughout."""
     case = linear_case(16, 40, width=64)
-    with cpu_autocast():
+    with autocast():
         rounded = torch.nn.functional.linear(case["features"], case["weight"], case["bias"])
         outcome = evaluate(case)
     assert rounded.dtype == HALF
@@ -83,7 +88,7 @@ def mixtures() -> dict[str, Callable[[], Case]]:
 @pytest.mark.parametrize("name", mixtures())
 def test_mixtures_follow_the_definition(backend: str, name: str) -> None:
     case = mixtures()[name]()
-    with cpu_autocast():
+    with autocast():
         outcome = evaluate(case)
     assert outcome.loss.dtype == torch.float32
     for leaf, grad in outcome.grads.items():
@@ -104,7 +109,7 @@ class Classifier(nn.Module):
 
 def step(model: Classifier, inputs: Tensor, target: Tensor) -> Tensor:
     """The loss at the input and at the features of one mixed-precision forward pass."""
-    with cpu_autocast():
+    with autocast():
         explained = inputs.clone().requires_grad_()
         _, logits = model(explained)
         gradients = torch.stack(
@@ -125,7 +130,7 @@ def test_training_in_mixed_precision(backend: str) -> None:
     target = (inputs @ torch.randn(12, 5)).argmax(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
-    for _ in range(30):
+    for _ in range(sized(30, 12)):
         optimizer.zero_grad()
         loss = step(model, inputs, target)
         loss.backward()
@@ -145,7 +150,7 @@ def test_compiled_under_autocast(backend: str, function: str) -> None:
     leaf = case[case.differentiable[0]].requires_grad_()
 
     def loss_under_autocast() -> Tensor:
-        with cpu_autocast():
+        with autocast():
             return getattr(ik, function)(*case.arguments(), **case.keywords)
 
     compiled = torch.compile(loss_under_autocast, fullgraph=True, backend="aot_eager")

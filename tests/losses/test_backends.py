@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import backends
 from helpers.cases import distillation_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -119,13 +120,11 @@ def test_backward_uses_the_backend_of_its_forward(backend: str) -> None:
     other = "auto" if backend == "reference" else "reference"
     with ik.use_backend(other), Namespaces() as log:
         loss.backward()
-    expected = "introkernels_reference" if backend == "reference" else "introkernels"
-    assert log.called == [expected]
+    assert log.called == [backends.namespace(backend)]
     assert logits.grad is not None
 
 
 def test_statistics_and_losses_use_the_chosen_backend(backend: str) -> None:
-    expected = "introkernels_reference" if backend == "reference" else "introkernels"
     gradients, inputs = torch.randn(4, 5, 6), torch.randn(4, 6)
     logits, target = torch.randn(4, 5), torch.arange(4)
     with Namespaces() as log:
@@ -134,7 +133,7 @@ def test_statistics_and_losses_use_the_chosen_backend(backend: str) -> None:
         ik.introspective_loss(logits, target, gradients, inputs)
         ik.linear_introspective_loss(inputs, gradients[0], target)
         ik.distillation_loss(logits, logits, target)
-    assert log.called == [expected] * 5
+    assert log.called == [backends.namespace(backend)] * 5
 
 
 def test_forced_backend_refuses_tensors_elsewhere(backend: str) -> None:
@@ -149,6 +148,8 @@ def test_forced_backend_refuses_tensors_elsewhere(backend: str) -> None:
         ik.explanation_stats(logits[..., None], logits[:, :1], target)
 
 
+@pytest.mark.not_emulated("indices are checked as on a GPU")
+@pytest.mark.on_cpu("what the variable does on a GPU is asked in tests/gpu")
 def test_check_variable_is_not_needed_on_the_cpu(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import introkernels as ik
 
+pytestmark = pytest.mark.usefixtures("indices_are_checked")
+
 B, C, K = 4, 5, 3
 TARGET = torch.tensor([0, 1, 2, 1])
 CLASS_INDEX = torch.tensor([[0, 1, 2], [4, 1, 0], [2, 3, 4], [1, 4, 3]])
@@ -21,6 +23,9 @@ EXPLAINING = ("introspective_loss", "similarity_loss", "explanation_stats")
 
 def call(function: str, target: Tensor, index: Tensor | None = None, **keywords: Any) -> Tensor:
     """The loss, or the dots, of random tensors with this target and these explained classes."""
+    # Where the test makes its tensors.
+    target = target.to(torch.get_default_device())
+    index = None if index is None else index.to(target.device)
     explained = {} if index is None else {"explained": K}
     builder = "introspective_loss" if function == "explanation_stats" else function
     case: Case = BUILDERS[builder](B, C, **explained).with_tensors(target=target)

@@ -178,6 +178,7 @@ def test_compiled_call_follows_a_change_of_backend(backend: str) -> None:
             assert_compiled_equals_eager(case, functions)
 
 
+@pytest.mark.usefixtures("indices_are_checked")
 def test_target_out_of_range_still_raises(backend: str) -> None:
     case = distillation_case(6, 5)
     compiled = torch.compile(ik.distillation_loss, fullgraph=True, backend="aot_eager")

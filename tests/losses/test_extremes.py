@@ -11,7 +11,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import exact
 from helpers.cases import (
     BUILDERS,
     Case,
@@ -21,7 +20,7 @@ from helpers.cases import (
     random_target,
     similarity_case,
 )
-from helpers.oracle import assert_follows_definition, defined, evaluate
+from helpers.oracle import assert_follows_definition, defined, evaluate, exact_distillation
 from helpers.tolerance import assert_accurate
 from torch import Tensor
 
@@ -149,22 +148,6 @@ def test_extreme_similarity_temperatures(
             case = builder(4, 9, dtype, **keywords)
             result = assert_follows_definition(case, factor=amplification)
             assert result.loss.isfinite()
-
-
-def exact_distillation(case: Case) -> tuple[Tensor, Tensor]:
-    """Losses and gradients of a distillation case in 50 digits."""
-    rows = []
-    for z, t, y in zip(
-        case["logits"].tolist(),
-        case["teacher_logits"].tolist(),
-        case["target"].tolist(),
-        strict=True,
-    ):
-        keywords = {name: case.keywords[name] for name in ("temperature", "ce_weight", "kl_weight")}
-        q = exact.teacher_labels(t, keywords["temperature"], [True] * len(z))
-        rows.append(exact.row(z, q, y, **keywords))
-    losses = torch.tensor([row.loss for row in rows], dtype=torch.float64)
-    return losses, torch.tensor([row.grad for row in rows], dtype=torch.float64)
 
 
 @every_dtype
@@ -335,6 +318,19 @@ class TestDegenerateExplanations:
         gradients[rows, (case["target"] + 1) % 6] = 0
         gradients[3, case["target"][3]] = 0
         assert_finite(case.with_tensors(gradients=gradients))
+
+    @pytest.mark.parametrize("similarity", ["cosine", "projection"])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_statistics_of_no_length(
+        self, backend: str, dtype: torch.dtype, similarity: str
+    ) -> None:
+        case = similarity_case(4, 6, dtype, similarity=similarity, reduction="none")
+        dots, sq_norms = case["dots"].clone(), case["sq_norms"].clone()
+        other = (case["target"][0] + 1) % 6
+        dots[0, other] = sq_norms[0, other] = 0
+        dots[1], sq_norms[1, case["target"][1]] = 0, 0
+        dots[2], sq_norms[2] = 0, 0
+        assert_finite(case.with_tensors(dots=dots, sq_norms=sq_norms))
 
     @every_dtype
     def test_features_of_zeros(self, backend: str, dtype: torch.dtype) -> None:

@@ -13,7 +13,6 @@ from helpers.oracle import assert_follows_definition, defined, evaluate
 from torch import Tensor
 
 import introkernels as ik
-from introkernels.layout import flatten_explanations
 
 INF = float("inf")
 
@@ -173,40 +172,59 @@ def test_sum_over_rows_gives_an_expanded_incoming_gradient(backend: str, functio
     assert torch.equal(by_rows, at_once)
 
 
-@pytest.mark.parametrize(
-    ("shape", "memory_format"),
-    [
-        ((3, 4, 5), None),
-        ((3, 4, 5), torch.channels_last),
-        ((2, 3, 4, 5), torch.channels_last_3d),
-        ((4, 5), None),
-        ((7,), None),
-        ((), None),
-        ((3, 0, 5), None),
-        ((3, 1, 1), torch.channels_last),
-    ],
-    ids=str,
-)
-def test_gradients_are_flattened_in_place(
-    backend: str, shape: tuple[int, ...], memory_format: torch.memory_format | None
-) -> None:
-    """Channels-last gradients are read where they lie; only the inputs may be copied."""
-    rows, classes = 2, 6
-    gradients = torch.randn(rows * classes, *shape)
-    if memory_format is not None:
-        gradients = gradients.contiguous(memory_format=memory_format)
-    gradients = gradients.unflatten(0, (rows, classes))
-    inputs = torch.randn(rows, *shape)
-    flat, flat_inputs = flatten_explanations(gradients, inputs)
-    assert flat.shape == (rows, classes, math.prod(shape))
-    assert flat_inputs.shape == (rows, math.prod(shape))
-    assert flat._is_view()
-    assert flat.untyped_storage().data_ptr() == gradients.untyped_storage().data_ptr()
-    products = (gradients * inputs[:, None]).double().reshape(flat.shape).sum(-1)
-    torch.testing.assert_close((flat * flat_inputs[:, None]).double().sum(-1), products)
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(2, -1).contiguous().movedim(-1, 2)
 
-    case = introspective_case(rows, classes, shape=shape)
-    assert_follows_definition(case.with_tensors(gradients=gradients, inputs=inputs))
+
+def with_gaps(tensor: Tensor, *dims: int) -> Tensor:
+    """The same numbers, every other one along dimensions of a larger tensor."""
+    wide = tensor
+    index = [slice(None)] * tensor.dim()
+    for dim in dims:
+        wide = wide.repeat_interleave(2, dim)
+        index[dim] = slice(1, None, 2)
+    view = wide[tuple(index)]
+    wide.fill_(filler(tensor))
+    return view.copy_(tensor)
+
+
+GRADIENT_LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "contiguous": ((3, 4, 5), lambda g: g),
+    "channels last": ((3, 4, 5), channels_last),
+    "channels last 3d": ((2, 3, 4, 5), channels_last),
+    "gaps between columns": ((3, 4, 5), lambda g: with_gaps(g, 4)),
+    "gaps between rows and columns": ((3, 4, 5), lambda g: with_gaps(g, 3, 4)),
+    "gaps between classes": ((3, 4, 5), lambda g: with_gaps(g, 1)),
+    "gaps between channels": ((3, 40, 41), lambda g: with_gaps(g, 2)),
+    "transposed image": ((3, 4, 5), lambda g: g.mT.contiguous().mT),
+    "expanded columns": ((3, 4, 5), lambda g: g[..., :1].expand_as(g)),
+    "expanded classes": ((3, 4, 5), lambda g: g[:, :1].expand_as(g)),
+    "one dimension": ((7,), lambda g: g),
+    "one dimension with gaps": ((70,), lambda g: with_gaps(g, 2)),
+    "no dimension": ((), lambda g: g),
+    "empty": ((3, 0, 5), lambda g: g),
+    "single pixels": ((3, 1, 1), channels_last),
+    "longer than a slice": ((3, 25, 70), channels_last),
+}
+
+
+# Classes whose gradients are all the same have nothing left to compare once their mean is gone.
+@pytest.mark.parametrize(
+    ("layout", "center"),
+    [
+        *((layout, False) for layout in GRADIENT_LAYOUTS),
+        *((layout, True) for layout in GRADIENT_LAYOUTS if layout != "expanded classes"),
+    ],
+)
+def test_layouts_of_gradients(backend: str, layout: str, center: bool) -> None:
+    shape, arrange = GRADIENT_LAYOUTS[layout]
+    case = introspective_case(2, 6, shape=shape, center=center)
+    gradients = arrange(case["gradients"])
+    assert gradients.shape == case["gradients"].shape
+    assert_follows_definition(case.with_tensors(gradients=gradients))
+    # The inputs in that order too, beside contiguous gradients.
+    inputs = arrange(case["inputs"].unsqueeze(1)).squeeze(1)
+    assert_follows_definition(case.with_tensors(inputs=inputs))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.tolerance import assert_accurate
@@ -15,7 +17,18 @@ KEYWORDS = {"ce_weight": 0.0, "kl_weight": 1.0, "temperature": 1.0, "similarity_
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(
     ("feature_scale", "weight_scale"),
-    [(1e-23, 1.0), (1e-20, 1.0), (1.0, 1e-22), (3e19, 1e-19), (1e25, 1e-25), (1e-25, 1e25)],
+    [
+        (1e-23, 1.0),
+        (1e-20, 1.0),
+        (1.0, 1e-22),
+        (1.0, 3e-10),
+        (1.0, 3e-9),
+        (1e-9, 3e8),
+        (1e-9, 3e9),
+        (3e19, 1e-19),
+        (1e25, 1e-25),
+        (1e-25, 1e25),
+    ],
 )
 def test_head_squares_neither_overflow_nor_underflow(
     backend: str, feature_scale: float, weight_scale: float, similarity: str, center: bool
@@ -27,6 +40,19 @@ def test_head_squares_neither_overflow_nor_underflow(
     loss = ik.linear_introspective_loss(features, weight, target, **keywords)
     expected = ik.reference.linear_introspective_loss(
         features.double(), weight.double(), target, **keywords
+    )
+    assert_accurate(loss, expected)
+
+
+def test_a_centred_head_takes_a_large_common_part_away(backend: str) -> None:
+    # All products and sums of these logits are float32 numbers. The mean of seven classes is not.
+    features = torch.randint(1, 3, (6, 16)) * torch.tensor([1.0, -1.0]).repeat(8)
+    weight = 200 + torch.randint(-32, 32, (7, 16)) / 1024
+    target = torch.tensor([0, 1, 2, 3, 4, 5])
+    options: dict[str, Any] = {**KEYWORDS, "similarity_temperature": 1.0, "center": True}
+    loss = ik.linear_introspective_loss(features, weight, target, **options)
+    expected = ik.reference.linear_introspective_loss(
+        features.double(), weight.double(), target, **options
     )
     assert_accurate(loss, expected)
 

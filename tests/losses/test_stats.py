@@ -95,6 +95,16 @@ def test_class_index_may_name_any_class(backend: str) -> None:
     assert_stats_follow_definition(gradients, inputs, target, class_index=index)
 
 
+def test_class_0_among_explained_classes(backend: str) -> None:
+    """It is also what a kernel may take the places beyond the last explained class for."""
+    case = introspective_case(100, 30, shape=(5,), explained=3)
+    index, target = case["class_index"], case["target"].clone()
+    target[:10] = 0
+    index[:10] = torch.tensor([7, 0, 3])
+    gradients, inputs = case["gradients"], case["inputs"]
+    assert_stats_follow_definition(gradients, inputs, target, class_index=index)
+
+
 def test_explained_classes_have_the_numbers_they_have_among_all(backend: str) -> None:
     target = random_target(6, 20)
     index = random_class_index(target, 20, 5)

@@ -10,8 +10,11 @@ import pytest
 import torch
 from helpers.cases import BUILDERS
 from helpers.oracle import Outcome, evaluate
+from helpers.tolerance import assert_accurate
 
 import introkernels as ik
+
+pytestmark = pytest.mark.not_interpreted("the interpreter runs one launch at a time")
 
 
 def run_together(work: Callable[[int], Outcome], workers: int = 4, calls: int = 6) -> list[Outcome]:
@@ -33,11 +36,17 @@ def test_concurrent_calls_give_what_single_calls_give(backend: str, function: st
     outcomes = run_together(lambda number: evaluate(cases[number]))
     for number, outcome in enumerate(outcomes):
         alone = expected[number // 6]
-        assert torch.equal(outcome.loss, alone.loss)
-        for name, grad in alone.grads.items():
-            assert torch.equal(outcome.grads[name], grad)
+        same = {"loss": (outcome.loss, alone.loss)}
+        same |= {name: (outcome.grads[name], grad) for name, grad in alone.grads.items()}
+        for name, (together, single) in same.items():
+            if backend == "reference":
+                # PyTorch's matrix products may round differently while other threads are at work.
+                assert_accurate(together, single.double(), name)
+            else:
+                assert torch.equal(together, single), name
 
 
+@pytest.mark.usefixtures("indices_are_checked")
 def test_errors_in_one_thread_leave_the_others_alone(backend: str) -> None:
     good = BUILDERS["distillation_loss"](40, 211)
     bad = good.with_tensors(target=good["target"] + 300)

@@ -15,9 +15,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS_FILE = "introkernels/_build_status.json"
+# What a build says of CUDA that no test asked for.
+NO_CUDA = "switched off by INTROKERNELS_CUDA=0 at build time"
 # What a source distribution is made of; a copy of a checkout must not bring its builds along.
 SOURCES = (
-    *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+    *("setup.py", "setup_cuda.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
     *("introkernels", "csrc"),
 )
 TINY_KERNEL = """
@@ -29,6 +31,30 @@ int64_t number(torch::stable::Tensor) { return kNumber; }
 
 STABLE_TORCH_LIBRARY(introkernels_tiny, m) { m.def("number(Tensor like) -> int"); }
 STABLE_TORCH_LIBRARY_IMPL(introkernels_tiny, CPU, m) { m.impl("number", TORCH_BOX(&number)); }
+"""
+
+# The same number out of a kernel's file: what can be asked without a GPU.
+TINY_CUDA_KERNEL = """
+#include "common/number.h"
+
+__global__ void tiny_kernel(int64_t* out) { *out = kNumber; }
+
+extern "C" __attribute__((visibility("default"))) int64_t tiny_number() {
+  int64_t* out = nullptr;
+  tiny_kernel<<<1, 1>>>(out);
+  return kNumber;
+}
+"""
+TINY_CUDA_OPERATORS = """
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+// As the operators do: a function that a torch without CUDA lacks.
+void* current_stream() {
+  void* stream = nullptr;
+  aoti_torch_get_current_cuda_stream(0, &stream);
+  return stream;
+}
 """
 
 # The real one takes pybind11 and many times as long to compile; the build is the same.
@@ -57,7 +83,7 @@ def copy_sources(folder: Path) -> Path:
 def with_tiny_kernel(folder: Path) -> Path:
     """A copy of the sources whose C++ is one file of a few lines: the same build in seconds."""
     copy_sources(folder)
-    for name in ("cpu", "common"):
+    for name in ("cpu", "cuda", "common"):
         shutil.rmtree(folder / "csrc" / name)
         (folder / "csrc" / name).mkdir()
     (folder / "csrc/build_info.cpp").write_text(TINY_BUILD_INFO)
@@ -68,6 +94,8 @@ def write_tiny_kernel(folder: Path, number: int = 1) -> None:
     """Write the tiny kernel that returns this number; files that hold it already stay untouched."""
     texts = {
         "csrc/cpu/tiny.cpp": TINY_KERNEL,
+        "csrc/cuda/tiny.cpp": TINY_CUDA_OPERATORS,
+        "csrc/cuda/tiny.cu": TINY_CUDA_KERNEL,
         "csrc/common/number.h": (
             f"#pragma once\n#include <cstdint>\ninline constexpr int64_t kNumber = {number};\n"
         ),
@@ -79,9 +107,16 @@ def write_tiny_kernel(folder: Path, number: int = 1) -> None:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what would point a build or an import elsewhere."""
-    ours = ("PYTHONPATH", "INTROKERNELS_CPP", "CXX", "CC", "CXXFLAGS", "CFLAGS", "LDFLAGS")
-    return {key: text for key, text in os.environ.items() if key not in ours} | changes
+    """This process's environment without what would point a build or an import elsewhere.
+
+    CUDA kernels take minutes: the tests that are about them ask for them.
+    """
+    ours = (
+        *("PYTHONPATH", "INTROKERNELS_CPP", "INTROKERNELS_CUDA", "TORCH_CUDA_ARCH_LIST"),
+        *("CUDA_HOME", "CUDA_PATH", "CXX", "CC", "CXXFLAGS", "CFLAGS", "LDFLAGS"),
+    )
+    kept = {key: text for key, text in os.environ.items() if key not in ours}
+    return kept | {"INTROKERNELS_CUDA": "0"} | changes
 
 
 def run(

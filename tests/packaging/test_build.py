@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from building import (
+    NO_CUDA,
     ROOT,
     STATUS_FILE,
     CleanEnvironment,
@@ -104,7 +105,7 @@ def test_editable_install(tiny_tree: Path, tmp_path: Path, mode: str) -> None:
     ).parent
     assert folder.is_relative_to(tiny_tree)
     status = json.loads((folder / Path(STATUS_FILE).name).read_text())
-    assert status == {"cpu": "built", "build_info": "built"}
+    assert status == {"cpu": "built", "cuda": NO_CUDA, "build_info": "built"}
     assert number_of(folder / "_cpu.so") == 1
 
 
@@ -121,6 +122,7 @@ def test_source_distribution_holds_everything_a_build_needs(
     with tarfile.open(archive) as sources:
         names = {name.partition("/")[2] for name in sources.getnames()}
     assert {"csrc/cpu/tiny.cpp", "csrc/common/number.h", "csrc/build_info.cpp"} <= names
+    assert {"csrc/cuda/tiny.cu", "csrc/cuda/tiny.cpp", "setup_cuda.py"} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "introkernels/py.typed"} <= names
 
 

@@ -73,6 +73,16 @@ def test_verdicts() -> None:
     slower = doctor.verdict(HEALTHY | {"cpu": "not built: no compiler"}, [])
     assert slower.startswith("usable, but slower: C++ kernels missing (not built: no compiler);")
     assert doctor.verdict(HEALTHY, ["cpu: wrong"]) == "broken: cpu: wrong"
+    gpu = doctor.verdict(HEALTHY, [], gpus=1)
+    assert gpu == "usable, but slower on the GPU: kernels missing (CUDA: no; Triton: no)"
+    for loaded, kernels in (
+        (("triton",), "Triton"),
+        (("cuda",), "CUDA"),
+        (("cuda", "triton"), "CUDA and Triton"),
+    ):
+        one = doctor.verdict(HEALTHY | dict.fromkeys(loaded, "loaded"), [], gpus=1)
+        assert one == f"healthy: C++ CPU kernels and {kernels} GPU kernels loaded"
+    assert doctor.verdict(HEALTHY | {"triton": "loaded"}, []) == "healthy: C++ CPU kernels loaded"
 
 
 def test_extras_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,12 +51,24 @@ def test_a_killed_worker_is_reported():
 def test_interrupting_the_command_ends_it_at_once_with_advice(tmp_path):
     command = [sys.executable, "-m", "introkernels", "train", "--out", str(tmp_path / "out")]
     command += ["--epochs", "100000", "--workers", "2", "--no-progress", "--no-tensorboard"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.rglob("checkpoint.pt")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What runs the tests in the background may ignore it, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not list(tmp_path.rglob("checkpoint.pt")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    finally:
+        # Workers that did not end would keep all cores busy.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1
     assert messages == (
         "introkernels train: interrupted; the same command with --resume continues\n"

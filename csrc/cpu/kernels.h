@@ -1,0 +1,130 @@
+// The vectorised inner loops, compiled for several instruction sets from the same sources in
+// cpu/simd, and the choice among them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/row_loss.h"
+#include "cpu/product_kernels.h"
+
+namespace introkernels::cpu {
+
+// One row of a loss, or a part of one; T is float, or double for float64 tensors.
+template <typename T>
+struct Row {
+  const T* logits;        // [num_classes]
+  const T* teacher;       // [num_classes]; -inf where there is no soft label
+  const T* class_weight;  // [num_classes], or null for ones
+  int64_t num_classes;
+  int64_t target;  // outside [0, num_classes) where it lies in another part
+
+  Row part(int64_t begin, int64_t count) const {
+    return {logits + begin, teacher + begin, class_weight ? class_weight + begin : nullptr, count,
+            target - begin};
+  }
+};
+
+// The largest logit, and the largest teacher logit of a class that exists; -inf where none does.
+template <typename T>
+struct Maxima {
+  T logit;
+  T teacher;
+};
+
+// exp((z - max) / T) of the logits and the teacher logits of a row, which the first pass of a
+// forward keeps for the second.
+template <typename T>
+struct Exponentials {
+  T* logits;   // [num_classes]
+  T* teacher;  // [num_classes]
+};
+
+// What the parts of a row's gradient are multiplied by.
+struct RowScales {
+  double ce;         // of CE
+  double ce_target;  // of p - [c = y]: as ce, with the target's weight, less what smoothing takes
+  double kl;         // of p - q
+};
+
+// The dimensions of an explanation that a kernel adds up at a time.
+template <typename T>
+struct StatisticsSlice {
+  const T* inputs;              // [padded(count)], 0 after count
+  const T* target_explanation;  // [padded(count)], 0 after count
+  const T* mean_high;           // [padded(count)], to be taken from each gradient; or null
+  const T* mean_low;            // [padded(count)], what mean_high was too short for
+  int64_t count;
+  // Where the gradients of the work after this begin, classes as far apart as in this; null where
+  // there is none or nobody knows.
+  const void* after;
+};
+
+enum class Number : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+template <typename T>
+struct KernelsOf {
+  Maxima<T> (*row_maxima)(const Row<T>&);
+  RowSums (*row_sums)(const Row<T>&, const Maxima<T>&, const LossOptions&, const Exponentials<T>&);
+  DivergenceSums (*row_divergence)(const Row<T>&, const RowState&, double temperature,
+                                   const Exponentials<T>&);
+  void (*row_backward)(const Row<T>&, const LossOptions&, const RowState&, const RowScales&,
+                       T* grad);
+  // (similarity - 1) / temperature [count] of explanations of statistics dots, sq_norms [count]: a
+  // softmax sees no shift, and so the rounding to T spares the classes like the target.
+  void (*teacher_logits)(const double* dots, const double* sq_norms, int64_t count,
+                         double sq_norm_target, Similarity kind, double temperature, T* out);
+  // sum over c != target of exp((values_c - max) / T); -inf adds nothing.
+  double (*sum_exp_without)(const T* values, int64_t count, int64_t target, double max,
+                            double temperature);
+  // The explanation [padded(count)] of a slice's gradient [count]; target_explanation is not read.
+  void (*explain)(const T* gradient, const StatisticsSlice<T>& slice, T* out);
+  // Adds the inner products of a slice to dots[k] and sq_norms[k], for classes k of gradients at
+  // gradients + k * stride bytes.
+  void (*inner_products[4])(const void* gradients, int64_t stride, int64_t num_classes,
+                            const StatisticsSlice<T>& slice, double* dots, double* sq_norms);
+  // Adds contiguous numbers to sums [count].
+  void (*accumulate[4])(const void* source, int64_t count, double* sums);
+  // Contiguous numbers of each type to T, and back.
+  void (*load[4])(const void* source, int64_t count, T* out);
+  void (*store[4])(const T* values, int64_t count, void* destination);
+  ProductKernels<T> products;
+};
+
+struct Kernels {
+  KernelsOf<float> in_float;
+  KernelsOf<double> in_double;
+
+  template <typename T>
+  const KernelsOf<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return in_float;
+    } else {
+      return in_double;
+    }
+  }
+};
+
+// The kernels of the best instruction set this machine has, or of the one that the environment
+// variable INTROKERNELS_CPU_CAPABILITY asks for: "avx512", "avx2" or "baseline". Throws
+// std::invalid_argument (ValueError in Python) for another value or one the machine lacks.
+const Kernels& kernels();
+
+// Throws what kernels() would: to be called before threads start, which have nobody to throw to.
+inline void require_kernels() { kernels(); }
+
+template <typename T>
+const ProductKernels<T>& product_kernels() {
+  return kernels().of<T>().products;
+}
+
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace baseline {
+extern const Kernels kKernels;
+}
+
+}  // namespace introkernels::cpu

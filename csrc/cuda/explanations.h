@@ -1,0 +1,96 @@
+// Explanations as kernels walk them: gradients [B, K, *S] of any strides, never copied, and inputs
+// [B, *S].
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/calls.h"
+
+namespace introkernels::cuda {
+
+// Dimensions that are walked as one, the innermost last.
+struct Dims {
+  // Of tensors that have more which no stride joins, inputs and gradients are copied.
+  static constexpr int kMost = 12;
+
+  int count;
+  int64_t sizes[kMost];
+  int64_t strides[kMost];
+
+  // D numbers side by side.
+  bool is_contiguous() const { return count == 1 && strides[0] == 1; }
+};
+
+struct Explanations {
+  const void* gradients;
+  const void* inputs;
+  NumberType gradient_type;
+  NumberType input_type;
+  int64_t num_rows;       // B
+  int64_t num_explained;  // K
+  int64_t num_dims;       // D
+  int64_t row_stride;
+  int64_t class_stride;
+  int64_t input_row_stride;
+  // Both walk the same D dimensions, in the order in which the gradients lie.
+  Dims gradient_dims;
+  Dims input_dims;
+  bool center;
+};
+
+// How the statistics of a batch are shared out among blocks: by rows, segments of the dimensions
+// and, without centring, groups of classes. A plan depends on shape, strides and device alone.
+struct StatisticsPlan {
+  bool in_vectors;   // gradients are loaded by 16 bytes
+  int num_segments;  // of a row
+  int64_t slices_of_segment;
+  int num_groups;  // of a row's classes
+  int64_t classes_of_group;
+  // Of the kernels that copy in bulk: stages of each warp's ring, 0 for the kernels that load, and
+  // segments whose sums their blocks add up before memory sees them, otherwise 1.
+  int num_stages;
+  int blocks_of_cluster;
+
+  bool is_bulk() const { return num_stages > 0; }
+  int64_t blocks_of_row() const { return int64_t(num_segments) * num_groups; }
+  // Sums that memory sees of a class.
+  int num_partials() const { return num_segments / blocks_of_cluster; }
+};
+
+// INTROKERNELS_CUDA_STATISTICS chooses among kernels, see statistics_plan.cu. Throws
+// std::invalid_argument where it asks for what is not there.
+StatisticsPlan plan_statistics(const Explanations& explanations);
+
+// Bytes that the statistics need besides: counters that start as zeros, and sums of segments.
+struct StatisticsScratch {
+  int64_t zeros;
+  int64_t any;
+};
+
+StatisticsScratch statistics_scratch(const Explanations& explanations, const StatisticsPlan& plan);
+
+// dots and sq_norms [B, K], contiguous: float64 for `is_double`, else float32. Zeros in ignored
+// rows; where the target is none of the row's classes, dots are NaN.
+struct StatisticsOutputs {
+  void* dots;
+  void* sq_norms;
+  bool is_double;
+};
+
+void launch_statistics(const Explanations& explanations, const StatisticsPlan& plan,
+                       const IndexMatrix& target, const IndexMatrix& class_index,
+                       int64_t ignore_index, const StatisticsOutputs& outputs, void* zeros,
+                       void* scratch, cudaStream_t stream);
+
+// The fused loss in one launch: the last block of a row to finish its statistics, which are
+// float64 here, goes on to the loss of the row, the last of these to that of the batch.
+// rows.teacher: memory for teacher logits [B, C], contiguous, of the type computed in. Scratch is
+// what the statistics and forward_scratch for rows of one part ask for; their zeros in one piece.
+void launch_introspective(const Explanations& explanations, const StatisticsPlan& plan,
+                          const Rows& rows, const StatisticsOutputs& statistics,
+                          const LossOutputs& outputs, void* zeros, void* scratch,
+                          void* loss_scratch, cudaStream_t stream);
+
+}  // namespace introkernels::cuda

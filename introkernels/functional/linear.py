@@ -1,0 +1,136 @@
+"""The loss of a linear head, explained at its features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+from introkernels import checks
+from introkernels.autograd import LinearFunction, constant, loss_parts
+from introkernels.ops.select import operators
+from introkernels.types import LabelMode, LossParts, Reduction, Similarity
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from introkernels.functional.keywords import LinearKeywords
+
+
+@overload
+def linear_introspective_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_parts: Literal[True],
+    **keywords: Unpack[LinearKeywords],
+) -> LossParts: ...
+
+
+@overload
+def linear_introspective_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_parts: Literal[False] = False,
+    **keywords: Unpack[LinearKeywords],
+) -> Tensor: ...
+
+
+@overload
+def linear_introspective_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[LinearKeywords],
+) -> Tensor | LossParts: ...
+
+
+def linear_introspective_loss(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    similarity_temperature: float = 1.0,
+    ce_weight: float = 0.7,
+    kl_weight: float = 0.3,
+    similarity: Similarity = "cosine",
+    label_mode: LabelMode = "softmax",
+    non_target_mass: float = 0.1,
+    center: bool = False,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool = False,
+) -> Tensor | LossParts:
+    """The introspective loss of a linear head, explained at its features in closed form.
+
+    The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least; compiled
+    backends do so for some rows at a time, and ``[N, C]`` never exists as a whole. The gradient of
+    ``z_c`` in the features is row ``c`` of ``weight``, so ``E_c = weight_c * h``, and its
+    statistics are matrix products: ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and
+    ``<E_c, E_c> = h**2 . weight_c**2``.
+    Explanations are constants; the gradient of ``z`` flows to features, weight and bias. With
+    reduction ``"mean"`` or ``"sum"``, those gradients are made along with the loss, where the
+    logits are at hand: evaluate under ``torch.no_grad()`` to save that work.
+
+    Args:
+        features: ``[..., D]``, the inputs of the head.
+        weight: ``[C, D]``, as in ``nn.Linear``.
+        target: ``[...]`` int64 class indices, or ``ignore_index``.
+        bias: ``[C]`` or None.
+        class_weight: ``[C]`` class weights of the cross entropy.
+
+    The other keywords, the result and the errors are those of :func:`introspective_loss`;
+    ``reduction="none"`` gives a loss, and parts, of the shape of ``target``.
+    """
+    checks.flag("return_parts", return_parts)
+    checks.linear_head(features, weight, target, bias)
+    checks.class_weight(class_weight, weight.shape[0], features, "class_weight")
+    options = (
+        *checks.loss_keywords(
+            temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+        ),
+        *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
+    )
+    parts = loss_parts(
+        LinearFunction,
+        operators(features.device),
+        features.unsqueeze(0) if features.dim() == 1 else features.flatten(0, -2),
+        weight,
+        target.reshape(-1),
+        bias,
+        _gradients_wanted(reduction, features, weight, bias),
+        checks.flag("center", center),
+        constant(class_weight),
+        options,
+    )
+    if reduction == "none":
+        parts = LossParts(*(part.reshape(target.shape) for part in parts))
+    return parts if return_parts else parts.loss
+
+
+def _gradients_wanted(reduction: Reduction, *tensors: Tensor | None) -> tuple[bool, ...]:
+    """Which gradients a forward may make along with its loss: those a backward will ask for.
+
+    None where the loss is not one number, and none where a trace or a transform hides the answer:
+    then the backward makes them.
+    """
+    known = (
+        reduction != "none"
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+    return tuple([known and tensor is not None and tensor.requires_grad for tensor in tensors])

@@ -1,0 +1,103 @@
+"""The loss from explanation statistics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, overload
+
+from torch import Tensor
+
+from introkernels import checks
+from introkernels.autograd import SimilarityFunction, constant, loss_parts
+from introkernels.ops.select import operators
+from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from introkernels.functional.keywords import SimilarityKeywords
+
+
+@overload
+def similarity_loss(
+    logits: Tensor,
+    target: Tensor,
+    stats: ExplanationStats,
+    *,
+    return_parts: Literal[True],
+    **keywords: Unpack[SimilarityKeywords],
+) -> LossParts: ...
+
+
+@overload
+def similarity_loss(
+    logits: Tensor,
+    target: Tensor,
+    stats: ExplanationStats,
+    *,
+    return_parts: Literal[False] = False,
+    **keywords: Unpack[SimilarityKeywords],
+) -> Tensor: ...
+
+
+@overload
+def similarity_loss(
+    logits: Tensor,
+    target: Tensor,
+    stats: ExplanationStats,
+    *,
+    return_parts: bool,
+    **keywords: Unpack[SimilarityKeywords],
+) -> Tensor | LossParts: ...
+
+
+def similarity_loss(
+    logits: Tensor,
+    target: Tensor,
+    stats: ExplanationStats,
+    *,
+    temperature: float = 4.0,
+    similarity_temperature: float = 1.0,
+    ce_weight: float = 0.7,
+    kl_weight: float = 0.3,
+    similarity: Similarity = "cosine",
+    label_mode: LabelMode = "softmax",
+    non_target_mass: float = 0.1,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool = False,
+) -> Tensor | LossParts:
+    """The introspective loss from explanation statistics, however they were obtained.
+
+    Args:
+        logits: ``[B, C]``.
+        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        stats: an :class:`ExplanationStats` of these rows, from :func:`explanation_stats` or
+            :func:`introkernels.explain.class_explanation_stats`; no gradient flows to it.
+
+    The keywords, the result and the errors are those of :func:`introspective_loss`.
+    """
+    checks.flag("return_parts", return_parts)
+    checks.logits_and_target(logits, target)
+    num_classes = logits.shape[1]
+    checks.stats(stats, "logits", logits, num_classes)
+    checks.class_weight(weight, num_classes, logits)
+    options = (
+        *checks.loss_keywords(
+            temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+        ),
+        *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
+    )
+    parts = loss_parts(
+        SimilarityFunction,
+        operators(logits.device),
+        logits,
+        target,
+        stats.dots.detach(),
+        stats.sq_norms.detach(),
+        stats.class_index,
+        constant(weight),
+        options,
+    )
+    return parts if return_parts else parts.loss

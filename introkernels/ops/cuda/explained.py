@@ -1,0 +1,130 @@
+"""What a head's matrix products are made of: the weight and the features as they are explained.
+
+Everything stays on the device: no number is looked at by the host, so that calls can be captured
+in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from introkernels.ops.head import chunks
+from introkernels.ops.head.call import HeadCall
+from introkernels.ops.head.chunks import Chunk
+from introkernels.ops.head.products import Weight
+from introkernels.ops.schema import loss_dtype
+
+
+class ExplainedWeight(NamedTuple):
+    """The weight as products take it, and the power of two that keeps its squares in range."""
+
+    weight: Weight
+    scale: Tensor
+
+
+class ExplainedRows(NamedTuple):
+    """What is known of all rows before the first product.
+
+    Attributes:
+        live: ``[B]``, the rows that are not ignored.
+        target: ``[B]``, classes that can be read: 0 where the row's target is no class.
+        target_weight: ``[B]`` float64, the class weight of the target; 0 where it is no class.
+        scale: ``[B, 1]``, the power of two that keeps the squares of a row's features in range.
+    """
+
+    live: Tensor
+    target: Tensor
+    target_weight: Tensor
+    scale: Tensor
+
+    @property
+    def totals(self) -> Tensor:
+        """The sum of the target weights and the number of live rows, ``[2]`` float64."""
+        return torch.stack([self.target_weight.sum(), self.live.sum().double()])
+
+
+def explain_weight(call: HeadCall) -> ExplainedWeight:
+    """Look at the weight once, and make of it what all chunks share."""
+    wide = call.weight.to(loss_dtype(call.features))
+    explained = _without_mean(wide) if call.center else wide
+    # Room for a product of the power with a scaled weight, < 2^8, and a square of features, < 2^16.
+    scale = scale_of(_largest(_largest(explained)), spare_bits=24)
+    squares = (explained * scale).square_()
+    return ExplainedWeight(Weight(wide, explained, squares), scale)
+
+
+def survey_rows(call: HeadCall) -> ExplainedRows:
+    """Look at all targets, and at all features for the largest number of each row."""
+    num_classes = call.weight.shape[0]
+    dtype = loss_dtype(call.features)
+    live = call.target != call.loss.ignore_index
+    known = live & (call.target >= 0) & (call.target < num_classes)
+    target = torch.where(known, call.target, 0)
+    target_weight = known.double()
+    if call.loss.weight is not None:
+        # As precise as the row loss takes them, which divides by their sum.
+        weights = call.loss.weight.to(dtype).index_select(0, target)
+        target_weight = torch.where(known, weights.double(), 0)
+    scale = scale_of(_largest(call.features).to(dtype))
+    return ExplainedRows(live, target, target_weight, scale[:, None])
+
+
+def explain_rows(
+    call: HeadCall, rows: ExplainedRows, weight: ExplainedWeight, chunk: Chunk, first_row: int
+) -> None:
+    """Fill a chunk's matrices of features; its rows start at ``first_row``."""
+    here = slice(first_row, first_row + len(chunk.features))
+    chunk.features.copy_(call.features[here])
+    # Whatever an ignored row holds must not reach the gradient of the weight.
+    chunk.features.masked_fill_(~rows.live[here, None], 0)
+    torch.mul(chunk.features, rows.scale[here], out=chunk.squares)
+    chunk.squares.square_()
+    of_target = chunk.squares_of_target
+    torch.index_select(weight.weight.explained, 0, rows.target[here], out=of_target)
+    # The product to come takes the explained weight as it is, so that its scale goes in here twice.
+    # Only in this order do both stay in range.
+    of_target.mul_(weight.scale).mul_(chunk.squares).mul_(weight.scale)
+
+
+def scale_of(largest: Tensor, spare_bits: int = 0) -> Tensor:
+    """The powers of two that bring numbers >= 0 into [2^7, 2^8); ones for inf and NaN.
+
+    None of them exceeds the largest power of the dtype less ``spare_bits``: very small numbers are
+    brought less far. Large numbers are not brought down to 1, so that their powers times what they
+    scale are no subnormal numbers, which have fewer digits.
+    """
+    double = largest.dtype == torch.float64
+    integer, digits, bias = (torch.int64, 52, 1023) if double else (torch.int32, 23, 127)
+    exponent = largest.view(integer) >> digits
+    inverse = (2 * bias + 7 - exponent).clamp_(max=2 * bias - spare_bits)
+    inverse.masked_fill_(exponent == 2 * bias + 1, bias)
+    return (inverse << digits).view(largest.dtype)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest magnitude in the last dimension; 0 where that is empty."""
+    if values.shape[-1] == 0:
+        return values.new_zeros(values.shape[:-1])
+    largest: Tensor = torch.linalg.vector_norm(values, float("inf"), dim=-1)
+    return largest
+
+
+def _without_mean(wide: Tensor) -> Tensor:
+    """The weight less its mean over the classes, rounded to its own type.
+
+    A mean that is large against what it leaves has to have more digits than these numbers: the
+    second part of it is what the first lost in rounding.
+    """
+    num_classes, width = wide.shape
+    total = wide.new_zeros(width, dtype=torch.float64)
+    # So many classes at a time that their float64 copies take no more memory than a chunk.
+    step = max(1, chunks.CHUNK_BYTES // (8 * max(width, 1)))
+    for first in range(0, num_classes, step):
+        total += wide[first : first + step].sum(0, dtype=torch.float64)
+    mean = total / num_classes
+    upper = mean.to(wide.dtype)
+    lower = (mean - upper).to(wide.dtype)
+    return (wide - upper).sub_(lower)

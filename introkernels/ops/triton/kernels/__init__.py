@@ -1,0 +1,1 @@
+"""What runs on a GPU: functions that Triton compiles, and that Python itself never calls."""

@@ -1,0 +1,39 @@
+"""The CUDA backend on CPU tensors: its sources, compiled for the CPU, run under the emulation."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from helpers import emulation
+from introkernels.ops import loader, reference_kernels, schema, select
+
+NAMESPACE = "introkernels_emulated"
+# A library to load instead, which was made of other sources.
+LIBRARY_VARIABLE = "INTROKERNELS_EMULATED_LIBRARY"
+
+
+def sources() -> list[Path]:
+    """The files that are compiled."""
+    folder = emulation.ROOT / "csrc" / "cuda"
+    return sorted((*folder.glob("*.cu"), *folder.glob("*.cpp")))
+
+
+@functools.cache
+def serve() -> None:
+    """Let backend ``"cuda"`` of this process serve CPU tensors, and no others.
+
+    Raises:
+        RuntimeError: its sources do not compile.
+    """
+    operators = schema.define(NAMESPACE, reference_kernels)
+    library = os.environ.get(LIBRARY_VARIABLE)
+    torch.ops.load_library(library or emulation.build("cuda", sources(), torch_library=True))
+    from introkernels.ops.cuda import head
+
+    head.register(NAMESPACE, "CPU")
+    select.SERVING["cuda"] = select.Serving(operators, ("cpu",))
+    loader.STATUS["cuda"] = loader.LOADED

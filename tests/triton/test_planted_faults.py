@@ -1,0 +1,423 @@
+"""Does the suite have teeth? Faults planted in the kernels, each caught by a test named here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from helpers import planting
+
+import introkernels
+
+PACKAGE = Path(introkernels.__file__).resolve().parent
+
+
+class Fault(NamedTuple):
+    """A fault, and who notices it.
+
+    Attributes:
+        what: what is wrong.
+        file: of the kernels.
+        line: what the file has exactly once.
+        replacement: what it has instead.
+        test: the one that has to fail, by its id below tests/.
+    """
+
+    what: str
+    file: str
+    line: str
+    replacement: str
+    test: str
+
+    def places(self) -> int:
+        """How often the file has the line."""
+        return (PACKAGE / planting.KERNELS / self.file).read_text().count(self.line)
+
+
+ACCURACY = "losses/test_accuracy.py::"
+DETERMINISM = "losses/test_determinism.py::test_results_do_not_depend_on_uninitialised_memory"
+EXTREMES = "losses/test_extremes.py::"
+HEAD = "triton/test_triton_head.py::"
+LAYOUTS = "losses/test_layouts.py::"
+MASKED = "losses/test_masked.py::"
+METAMORPHIC = "losses/test_metamorphic.py::"
+STATISTICS = "triton/test_triton_statistics.py::"
+UNCHECKED = "triton/test_triton_offsets.py::"
+
+FAULTS = (
+    Fault(
+        "the largest logit is not taken away",
+        "rows.py",
+        "shifted = z - z_top[:, None]",
+        "shifted = z",
+        f"{EXTREMES}test_uniform_distributions[triton-distillation_loss-torch.float32]",
+    ),
+    Fault(
+        "the sum of earlier tiles stays relative to their own largest logit",
+        "rows.py",
+        "others = others * tl.exp2((z_max - z_top) * (4 * LOG2_E))",
+        "others = others * 1",
+        f"{ACCURACY}test_one_large_row[triton-torch.float32]",
+    ),
+    Fault(
+        "a tile's share of the divergence is not carried to the next one's norms",
+        "rows.py",
+        "divergence = share_q * divergence + part + excess * difference",
+        "divergence = share_q * divergence + excess * difference",
+        f"{ACCURACY}test_one_large_row[triton-torch.float32]",
+    ),
+    Fault(
+        "the error of the shift is not taken back from the divergence",
+        "rows.py",
+        "kl = divergence / (1 + excess) + correction",
+        "kl = divergence",
+        f"{EXTREMES}test_divergence_of_nearly_equal_distributions[triton-4.0-1e-06-torch.float32]",
+    ),
+    Fault(
+        "label smoothing counts classes that don't exist",
+        "rows.py",
+        "tl.where(exists, 1.0, 0.0)",
+        "tl.where(exists, 1.0, 1.0)",
+        f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
+        "[triton-none-torch.float32-distillation_loss]",
+    ),
+    Fault(
+        "a class that doesn't exist gets a gradient",
+        "rows.py",
+        "return tl.where(exists, grad, 0)",
+        "return grad",
+        f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
+        "[triton-none-torch.float32-distillation_loss]",
+    ),
+    Fault(
+        "p - 1 of the target is a difference of two numbers almost equal",
+        "rows.py",
+        "tl.where(is_target, expm1(-nll)[:, None], p)",
+        "(p - tl.where(is_target, 1, 0))",
+        f"{EXTREMES}test_cross_entropy_of_a_nearly_sure_row[triton-1e-09-torch.float32]",
+    ),
+    Fault(
+        "the infinity of a target that doesn't exist meets a weight of zero",
+        "rows.py",
+        'ce = tl.where(has_target, ce, ce + float("inf"))',
+        'ce = ce + weight_target * tl.where(has_target, 0, float("inf"))',
+        f"{MASKED}TestMaskedTarget::test_costs_infinity_whatever_its_share_in_the_cross_entropy"
+        "[triton-0.0-0.5-torch.float32]",
+    ),
+    Fault(
+        "the stride of columns is ignored",
+        "teachers.py",
+        "columns.to(tl.int64) * strides[1]",
+        "columns.to(tl.int64)",
+        f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-every_third]",
+    ),
+    Fault(
+        "the stride of rows is that of columns",
+        "teachers.py",
+        "(rows * strides[0])[:, None]",
+        "(rows * strides[1])[:, None]",
+        f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-offset_rows]",
+    ),
+    Fault(
+        "offsets of columns in 32 bits",
+        "teachers.py",
+        "columns.to(tl.int64) * strides[1]",
+        "columns.to(tl.int32) * strides[1]",
+        f"{UNCHECKED}test_distillation_of_far_rows_and_classes[logits-1]",
+    ),
+    Fault(
+        "the target's own teacher logit is computed",
+        "teachers.py",
+        "t = tl.where(is_target, of_target[:, None], t + shift[:, None]).to(dtype)",
+        "t = (t + shift[:, None]).to(dtype)",
+        f"{EXTREMES}TestDegenerateExplanations::"
+        "test_no_explanation_is_like_the_target_and_the_target_is_like_itself"
+        "[triton-torch.float32-cosine-softmax]",
+    ),
+    Fault(
+        "split labels are not shifted",
+        "teachers.py",
+        "t = tl.where(is_target, of_target[:, None], t + shift[:, None]).to(dtype)",
+        "t = tl.where(is_target, of_target[:, None], t).to(dtype)",
+        f"{ACCURACY}test_non_target_mass[triton-similarity_loss-0.5]",
+    ),
+    Fault(
+        "split labels give masked classes a share",
+        "teachers.py",
+        "is_other = mask & (z != NEVER) & (c != target[:, None])",
+        "is_other = mask & (c != target[:, None])",
+        f"{MASKED}TestMaskedClasses::test_labels_live_on_the_other_classes"
+        "[triton-cosine-split-similarity_loss]",
+    ),
+    Fault(
+        "similarities are not clamped",
+        "teachers.py",
+        "s = tl.where(s > 1, 1, s)",
+        "s = tl.where(s > 1, s, s)",
+        f"{EXTREMES}TestDegenerateExplanations::test_similarities_beyond_one_are_clamped"
+        "[triton-cosine]",
+    ),
+    Fault(
+        "explanations of no length are like nothing",
+        "teachers.py",
+        "s = tl.where(is_zero, 0, s)",
+        "s = tl.where(is_zero, s, s)",
+        f"{EXTREMES}TestDegenerateExplanations::test_statistics_of_no_length"
+        "[triton-torch.float32-cosine]",
+    ),
+    Fault(
+        "a norm that overflowed passes for a right angle",
+        "teachers.py",
+        's = tl.where(is_unknown, float("nan"), s)',
+        "s = tl.where(is_unknown, 0, s)",
+        "losses/test_scales.py::"
+        "test_a_norm_that_overflowed_gives_nan_rather_than_a_wrong_similarity[triton]",
+    ),
+    Fault(
+        "the place among the explained classes is taken for the class",
+        "teachers.py",
+        "tl.store(start + c, t.to(dtype), mask=mask)",
+        "tl.store(start + k[None, :], t.to(dtype), mask=mask)",
+        f"{ACCURACY}test_class_index[triton-softmax-cosine-False-torch.float32]",
+    ),
+    Fault(
+        "classes that nobody explained are not written",
+        "teachers.py",
+        "tl.store(start + c[None, :], tl.full((R, N), NEVER, dtype), mask=mask)",
+        "tl.store(start + c[None, :], tl.full((R, N), NEVER, dtype), mask=mask & (c < 0))",
+        f"{DETERMINISM}[triton-similarity]",
+    ),
+    Fault(
+        "the target need not be explained",
+        "teachers.py",
+        "live = live & (found > 0) & (outside == 0)",
+        "live = live & (outside == 0)",
+        f"{UNCHECKED}test_explained_classes_that_do_not_fit_spoil_their_row_alone"
+        "[target missing-similarity_loss]",
+    ),
+    Fault(
+        "a tile reads beyond the last class",
+        "losses.py",
+        "mask = known[:, None] & (columns < num_classes)[None, :]",
+        "mask = known[:, None] & (columns >= 0)[None, :]",
+        f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-offset_rows]",
+    ),
+    Fault(
+        "a number that the backward needs is not kept",
+        "losses.py",
+        "for i in tl.static_range(ROW_STATE):",
+        "for i in tl.static_range(1, ROW_STATE):",
+        f"{DETERMINISM}[triton-distillation]",
+    ),
+    Fault(
+        "the gradient of ignored rows is not written",
+        "losses.py",
+        "tl.store(grad_logits + offsets, grad, mask=(rows < num_rows)[:, None] & inside)",
+        "tl.store(grad_logits + offsets, grad, mask=mask)",
+        f"{DETERMINISM}[triton-distillation]",
+    ),
+    Fault(
+        "the gradient of a mean is that of a sum",
+        "losses.py",
+        "ce_scale /= tl.load(totals)",
+        "ce_scale /= 1",
+        f"{ACCURACY}test_row_counts[triton-8-distillation_loss]",
+    ),
+    Fault(
+        "class weights are taken to be contiguous",
+        "losses.py",
+        "weight + columns.to(tl.int64) * weight_stride",
+        "weight + columns.to(tl.int64)",
+        f"{LAYOUTS}test_strides_of_each_tensor[triton-distillation-every_third]",
+    ),
+    Fault(
+        "the incoming gradient is taken to be contiguous",
+        "losses.py",
+        "grad_loss + rows * grad_loss_stride",
+        "grad_loss + rows",
+        f"{LAYOUTS}test_incoming_gradient_of_any_layout[triton-distillation_loss]",
+    ),
+    Fault(
+        "a target that is no class costs nothing",
+        "losses.py",
+        'ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))',
+        "ce = tl.where(live & ~unknown, ce, 0)",
+        f"{UNCHECKED}test_target_that_is_no_class_spoils_its_row_alone[False-distillation_loss]",
+    ),
+    Fault(
+        "the last program but one believes to be the last",
+        "reduction.py",
+        "== num_programs - 1",
+        "== num_programs - 2",
+        f"{ACCURACY}test_row_counts[triton-33-distillation_loss]",
+    ),
+    Fault(
+        "the number of rows that count is not written",
+        "reduction.py",
+        "tl.store(totals + 1, num_live)",
+        "tl.store(totals + 1, num_live, mask=num_live < 0)",
+        f"{DETERMINISM}[triton-distillation]",
+    ),
+    Fault(
+        "only the first block of rows is added up",
+        "reduction.py",
+        "for begin in range(0, num_rows, BLOCK):",
+        "for begin in range(0, BLOCK, BLOCK):",
+        f"{UNCHECKED}test_more_rows_than_the_last_program_adds_up_at_once[mean]",
+    ),
+    Fault(
+        "a term that is switched off spoils the loss",
+        "reduction.py",
+        "of_ce = tl.where(ce_weight > 0, ce_weight * ce, 0)",
+        "of_ce = ce_weight * ce",
+        f"{MASKED}TestMaskedTarget::test_costs_infinity_and_keeps_a_finite_gradient"
+        "[triton-softmax-torch.float32-distillation_loss]",
+    ),
+    Fault(
+        "exp(x) - 1 cancels near 0",
+        "math.py",
+        "return tl.where(tl.abs(x) < 1, x + exp_rest(x), tl.exp(x) - 1)",
+        "return tl.exp(x) - 1",
+        f"{EXTREMES}test_cross_entropy_of_a_nearly_sure_row[triton-1e-09-torch.float32]",
+    ),
+    Fault(
+        "what differences of logits lose in rounding is lost",
+        "math.py",
+        "rounded = lost(t, z, difference) - lost(t_max, z_max, difference_of_max)",
+        "rounded = 0.0",
+        f"{EXTREMES}test_teacher_logits_over_the_whole_range[triton-torch.float32]",
+    ),
+    Fault(
+        "the last slice of a row is left out",
+        "statistics.py",
+        "mask=(number < num_slices)[:, None]",
+        "mask=(number < num_slices - 1)[:, None]",
+        f"{STATISTICS}test_small_slices_and_tiles[False-torch.float32]",
+    ),
+    Fault(
+        "slices are collected before all groups of classes have arrived",
+        "statistics.py",
+        "is_last_to_arrive(counters + row, num_slices * num_groups)",
+        "is_last_to_arrive(counters + row, num_slices)",
+        f"{STATISTICS}test_classes_in_groups[False]",
+    ),
+    Fault(
+        "statistics of ignored rows are not written",
+        "statistics.py",
+        "tl.store(sq_norms + classes, zeros, mask=classes < num_classes)",
+        "tl.store(sq_norms + classes, zeros, mask=classes < 0)",
+        f"{STATISTICS}test_ignored_rows_are_zero_whatever_they_hold[nan-False]",
+    ),
+    Fault(
+        "the stride of rows of inputs counts elements, not vectors",
+        "statistics.py",
+        "inputs + row * inputs_row_stride * VECTOR",
+        "inputs + row * inputs_row_stride",
+        f"{STATISTICS}test_numbers_of_classes_around_the_boundaries_of_tiles[False]",
+    ),
+    Fault(
+        "the mean counts places of a tile beyond the last class",
+        "statistics_slice.py",
+        "inside = (tl.arange(0, BLOCK_K) < num_classes)[None, :, None]",
+        "inside = (tl.arange(0, BLOCK_K) >= 0)[None, :, None]",
+        f"{STATISTICS}test_numbers_of_classes_around_the_boundaries_of_tiles[True]",
+    ),
+    Fault(
+        "the stride of the outermost dimension of explanations is ignored",
+        "statistics_slice.py",
+        "return offsets + index * strides[0]",
+        "return offsets + index * strides[1]",
+        f"{LAYOUTS}test_layouts_of_gradients[triton-gaps between rows and columns-False]",
+    ),
+    Fault(
+        "places beyond the last explained class name class 0",
+        "statistics_slice.py",
+        "tl.where(inside & (named == target), classes, -1)",
+        "tl.where(named == target, classes, -1)",
+        "losses/test_stats.py::test_class_0_among_explained_classes[triton]",
+    ),
+    Fault(
+        "the mean of a head's weight is rounded",
+        "head.py",
+        "return (values - upper[None, :]) - lower[None, :]",
+        "return values - upper[None, :]",
+        "losses/test_scales.py::test_a_centred_head_takes_a_large_common_part_away[triton]",
+    ),
+    Fault(
+        "the target's explanation of a head is scaled once",
+        "head.py",
+        "of_target = square * (w * first * second) * first * second",
+        "of_target = square * (w * first * second)",
+        f"{ACCURACY}test_row_counts[triton-3-linear_introspective_loss]",
+    ),
+    Fault(
+        "the features of ignored rows are read",
+        "head.py",
+        "mask = live[:, None] & (columns < width)[None, :]",
+        "mask = (live | (rows == rows))[:, None] & (columns < width)[None, :]",
+        f"{MASKED}TestIgnoredRows::test_nothing_in_them_matters"
+        "[triton-none-torch.float32-linear_introspective_loss]",
+    ),
+    Fault(
+        "each chunk of a head keeps its numbers in the place of the first",
+        "head.py",
+        "row_state + place * ROW_STATE",
+        "row_state",
+        f"{HEAD}test_chunks_add_up"
+        "[torch.float32-{'class_weights': True, 'label_smoothing': 0.1}]",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, planting.Run]:
+    """The runs of all faults whose tests were asked for, and one without a fault, by name."""
+    asked = {
+        item.callspec.params["fault"]
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    }
+    faults = [fault for fault in FAULTS if fault in asked and fault.places() == 1]
+    work = []
+    for fault in (None, *faults):
+        folder = tmp_path_factory.mktemp("planted")
+        if fault is None:
+            planting.copy(PACKAGE, folder)
+            tests = sorted({fault.test for fault in faults or FAULTS})
+        else:
+            planting.plant(PACKAGE, folder, fault.file, fault.line, fault.replacement)
+            tests = [fault.test]
+        work.append(planting.Work(folder, folder, tests, {}))
+    names = ["", *(fault.what for fault in faults)]
+    results = planting.run_all(
+        work,
+        {"TRITON_INTERPRET": "1", "INTROKERNELS_TEST_BACKENDS": "triton"},
+        ["triton.runtime.interpreter"],
+    )
+    return dict(zip(names, results, strict=True))
+
+
+def test_without_a_fault_all_of_these_tests_pass(runs: dict[str, planting.Run]) -> None:
+    run = runs[""]
+    assert run.status == pytest.ExitCode.OK, run.output
+    assert not run.failed
+    assert run.passed
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_is_caught(fault: Fault, runs: dict[str, planting.Run]) -> None:
+    assert fault.places() == 1, "the kernel has changed, and its fault has to"
+    run = runs[fault.what]
+    assert run.status == pytest.ExitCode.TESTS_FAILED, run.output
+    assert list(run.failed) == [f"tests/{fault.test}"], run.output
+    ((kind, message),) = run.failed.values()
+    assert kind == "AssertionError", message
+    # What fails here passed without the fault.
+    assert f"tests/{fault.test}" in runs[""].passed
+
+
+def test_faults_are_told_apart_by_their_names() -> None:
+    assert len({fault.what for fault in FAULTS}) == len(FAULTS)
