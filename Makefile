@@ -15,7 +15,7 @@ TEST_CXX_SOURCES := $(sort $(shell find tests -name '*.cu' -o -name '*.h'))
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-emulated test-interpreted test-interpreter test-emulation kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
+.PHONY: help demo test test-suite test-emulated test-interpreted test-interpreter test-emulation kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,14 @@ EMULATED := OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cuda
 ORDERS := ascending descending shuffled
 INTERPRETED := OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 INTROKERNELS_TEST_BACKENDS=triton
 
-# Idle OpenMP threads sleep rather than spin: on a shared machine spinning multiplies the time.
+# Each keeps one core busy, and prints what it has to say when it is done.
 test: $(BUILT)  ## run the tests on every backend; CUDA under an emulation, Triton in its interpreter
+	@echo "Three runs of the tests, two at a time: a quarter of an hour, the first word after half of it"
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-interpreted test-suite test-emulated
+
+# Idle OpenMP threads sleep rather than spin: on a shared machine spinning multiplies the time.
+test-suite: $(BUILT)  ## the part of `make test` that needs neither emulation nor interpreter
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
-	@echo "The same on CUDA's emulation and Triton's interpreter, side by side: minutes without a word"
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-emulated test-interpreted
 
 # tests/cuda in one order, and without half of its planted faults.
 test-emulated: $(BUILT)  ## the part of `make test` that runs CUDA under its emulation, in three orders
@@ -51,7 +54,7 @@ test-emulation: test-emulated  ## run the tests on the emulation of CUDA, all pl
 	$(EMULATED) $(PY) -m pytest -m slow tests/cuda
 
 kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300) and check what came out
-	$(PY) tests/compile_kernels.py
+	$(PY) tests/compile_kernels.py $(KERNELS)
 	$(PY) tests/compile_cuda_kernels.py
 
 CAPABILITIES := avx2 baseline

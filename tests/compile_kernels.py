@@ -1,6 +1,7 @@
 """Compiles every Triton kernel for every GPU it is meant for, on a machine without one.
 
-    python tests/compile_kernels.py [--targets sm_90 …] [--only TEXT] [--module FILE] [--jobs N]
+    python tests/compile_kernels.py [--targets sm_90 …] [--in-turn] [--only TEXT] [--module FILE]
+                                    [--jobs N]
 
 What there is to compile is not listed anywhere: the losses are called on tensors without data, for
 the shapes, dtypes and options below, and their launches are recorded. Each launch is specialised by
@@ -22,6 +23,7 @@ import re
 import runpy
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -213,15 +215,26 @@ def specialised(name: str, launch: Launch, target: str) -> Job:
 
 
 def find_jobs(
-    kernels: Any, named: Iterator[tuple[str, Call]], targets: Sequence[str], only: str
+    kernels: Any,
+    named: Iterator[tuple[str, Call]],
+    targets: Sequence[str],
+    only: str,
+    in_turn: bool = False,
 ) -> list[Job]:
-    """The distinct jobs of all calls whose name holds ``only``."""
+    """The distinct jobs of all calls whose name holds ``only``.
+
+    There is one for each target, or with ``in_turn`` one for one of them, which spreads kernels
+    evenly and is the same in each run.
+    """
     jobs: dict[str, Job] = {}
     for name, (function, arguments, keywords) in named:
         if only in name:
             for launch in warming.record(kernels, function, arguments, keywords):
-                for target in targets:
-                    job = specialised(name, launch, target)
+                made = [specialised(name, launch, target) for target in targets]
+                if in_turn:
+                    same_for_all = f"{made[0].kernel} {made[0].signature} {made[0].constants}"
+                    made = [made[zlib.crc32(same_for_all.encode()) % len(made)]]
+                for job in made:
                     jobs.setdefault(job.key, job)
     return sorted(jobs.values(), key=lambda job: list(TARGETS).index(job.target))
 
@@ -310,6 +323,7 @@ def compile_jobs(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--in-turn", action="store_true", help="each kernel for one of the targets")
     parser.add_argument("--only", default="", help="only calls whose name holds this text")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--module", help="a file with other `calls` and kernels, for tests")
@@ -321,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from introkernels.ops.triton import operators as kernels
 
         named = calls()
-    jobs = find_jobs(kernels, named, chosen.targets, chosen.only)
+    jobs = find_jobs(kernels, named, chosen.targets, chosen.only, chosen.in_turn)
     print(f"{len(jobs)} kernels to compile with triton {triton.__version__}", flush=True)
     print(kernel_table.HEADING, flush=True)
     results = []

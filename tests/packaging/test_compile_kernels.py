@@ -44,6 +44,17 @@ def test_good_kernels_are_told_apart_as_at_run_time(cache: Path) -> None:
     assert lines[-1] == "12 kernels compiled, 0 of them not as they should be"
 
 
+def test_in_turn_compiles_each_kernel_for_one_target_and_always_the_same(cache: Path) -> None:
+    every = {tuple(line.split()[:2]) for line in report(cache)[1][2:-1] if line}
+    status, lines = report(cache, "--in-turn")
+    assert status == 0, lines
+    assert lines[-1] == "3 kernels compiled, 0 of them not as they should be"
+    chosen = [tuple(line.split()[:2]) for line in lines[2:-1] if line]
+    assert len(chosen) == 3
+    assert set(chosen) < every
+    assert report(cache, "--in-turn")[1] == lines
+
+
 def test_spills_are_named_on_each_target(cache: Path) -> None:
     status, lines = report(cache, "--only", "spill", "--targets", "sm_90", "gfx942", toys="spill")
     assert status == 1
