@@ -186,8 +186,13 @@ def run_tests(env: dict[str, str], arguments: list[str]) -> int:
         "ASAN_OPTIONS": env["ASAN_OPTIONS"].replace("after_return=1", "after_return=0"),
     }
     runs: tuple[tuple[str, dict[str, str], tuple[str, ...]], ...] = (
+        ("the best instruction set", {}, ("tests/losses",)),
         # The emulation's own tests belong to the run in which it is built with the sanitizers.
-        ("the best instruction set", {}, ("tests", "--ignore=tests/emulation")),
+        (
+            "the best instruction set, all but the losses",
+            {},
+            ("tests", "--ignore=tests/losses", "--ignore=tests/emulation"),
+        ),
         ("AVX2", {CAPABILITY: "avx2"}, ("tests/losses", "--at-most=4")),
         ("the baseline", {CAPABILITY: "baseline"}, ("tests/losses", "--at-most=4")),
         # Dynamo compiles what lies above the kernels.
