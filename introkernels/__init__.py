@@ -17,6 +17,7 @@ from introkernels.modules import (
     LinearIntrospectiveLoss,
     SimilarityLoss,
 )
+from introkernels.objective import IntrospectiveObjective
 from introkernels.ops.select import use_backend
 from introkernels.types import ExplanationStats, LossParts
 
@@ -24,6 +25,7 @@ __all__ = [
     "DistillationLoss",
     "ExplanationStats",
     "IntrospectiveLoss",
+    "IntrospectiveObjective",
     "LinearIntrospectiveLoss",
     "LossParts",
     "SimilarityLoss",

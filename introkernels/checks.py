@@ -122,6 +122,14 @@ def integer(name: str, value: object) -> int:
     return int(value)
 
 
+def positive_integer(name: str, value: object) -> int:
+    """``value`` as an int of at least 1; raises TypeError or ValueError for anything else."""
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
 def flag(name: str, value: object) -> bool:
     """``value`` as a bool; raises TypeError for anything else."""
     if not isinstance(value, bool):

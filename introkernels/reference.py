@@ -52,7 +52,7 @@ def explanation_stats(
     explanations = explanations.reshape(*gradients.shape[:2], math.prod(gradients.shape[2:]))
     if center:
         explanations = explanations - explanations.mean(1, keepdim=True)
-    is_target = _is_target(target, gradients.shape[1], class_index)
+    is_target = target_columns(target, gradients.shape[1], class_index)
     # The target's explanation is picked by a sum over one-hot rows rather than by an index, so
     # that a target which is no class reads nothing.
     picked = torch.where(is_target[:, :, None], explanations, 0).sum(1, keepdim=True)
@@ -78,9 +78,9 @@ def soft_labels(
     ignore_index: int = -100,
 ) -> Tensor:
     """Soft labels ``q [B, K]`` over the explained classes, in the dtype of the statistics."""
-    is_target = _is_target(target, stats.dots.shape[1], stats.class_index)
+    is_target = target_columns(target, stats.dots.shape[1], stats.class_index)
     log_q = _log_soft_labels(
-        _similarity_logits(stats, is_target, similarity_temperature, similarity),
+        similarities(stats, is_target, similarity) / similarity_temperature,
         is_target,
         torch.ones_like(is_target),
         temperature,
@@ -308,7 +308,7 @@ def similarity_log_q(
     ignore_index: int,
 ) -> Tensor:
     """``log q`` of the explanations, ``[B, C]``: -inf for classes masked or not explained."""
-    is_target = _is_target(target, stats.dots.shape[1], stats.class_index)
+    is_target = target_columns(target, stats.dots.shape[1], stats.class_index)
     exists = logits != _NEVER
     index = stats.class_index
     if index is not None:
@@ -316,7 +316,7 @@ def similarity_log_q(
         index = torch.where(live & (index >= 0) & (index < logits.shape[1]), index, 0)
         exists = exists.gather(1, index)
     log_q = _log_soft_labels(
-        _similarity_logits(stats, is_target, similarity_temperature, similarity),
+        similarities(stats, is_target, similarity) / similarity_temperature,
         is_target,
         exists,
         temperature,
@@ -354,7 +354,7 @@ def row_terms(
     num_classes = logits.shape[1]
     live = target != ignore_index
     known = (target >= 0) & (target < num_classes)
-    is_target = _is_target(target, num_classes, None)
+    is_target = target_columns(target, num_classes, None)
     # Whatever an ignored row holds, even NaN, it stays out of the loss and its gradient.
     logits = torch.where(live[:, None], logits, 0)
     log_q = torch.where(live[:, None], log_q.detach(), 0)
@@ -453,7 +453,7 @@ def p_minus_q(log_q: Tensor, log_p: Tensor, exists: Tensor) -> Tensor:
     return torch.where(close, -p * torch.where(close, difference, 0).expm1(), p - q)
 
 
-def _is_target(target: Tensor, num_classes: int, class_index: Tensor | None) -> Tensor:
+def target_columns(target: Tensor, num_classes: int, class_index: Tensor | None) -> Tensor:
     """``[B, K]``: where a row's target stands among its explained classes."""
     if class_index is None:
         classes = torch.arange(num_classes, device=target.device)
@@ -467,13 +467,8 @@ def _row_max(values: Tensor) -> Tensor:
     return torch.where(top == _NEVER, 0, top)
 
 
-def _similarity_logits(
-    stats: ExplanationStats,
-    is_target: Tensor,
-    similarity_temperature: float,
-    similarity: Similarity,
-) -> Tensor:
-    """Teacher logits ``t = s / tau``: the similarity of each explanation to the target's."""
+def similarities(stats: ExplanationStats, is_target: Tensor, similarity: Similarity) -> Tensor:
+    """``s [B, K]`` in float64: the similarity of each explanation to the target's."""
     dots, sq_norms = stats.dots.detach().double(), stats.sq_norms.detach().double()
     sq_norm_target = torch.where(is_target, sq_norms, 0).sum(1, keepdim=True)
     if similarity == "cosine":
@@ -484,7 +479,7 @@ def _similarity_logits(
     # A norm that overflowed says nothing of the angle; dots / inf would pass for a right one.
     scale = torch.where(scale.isinf(), float("nan"), scale)
     s = torch.where(scale == 0, 0, dots / torch.where(scale == 0, 1, scale)).clamp(-1, 1)
-    return torch.where(is_target, 1, s) / similarity_temperature
+    return torch.where(is_target, 1, s)
 
 
 def _log_soft_labels(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from introkernels import checks
+from introkernels.explain.explainers import Tensors
 from introkernels.types import ExplanationStats
 
 
@@ -30,6 +32,11 @@ class ExplainedClasses:
     target: Tensor
     live: Tensor
     known: Tensor
+
+    @property
+    def target_position(self) -> Tensor:
+        """``[B]``, the column of ``index`` in which the target stands."""
+        return torch.zeros_like(self.target) if self.chosen else self.target
 
 
 def explained_classes(
@@ -59,26 +66,36 @@ def explained_classes(
 
 
 def statistics(
-    target_gradient: Tensor, gradients: Iterable[Tensor], inputs: Tensor, classes: ExplainedClasses
+    target_gradient: Tensors,
+    gradients: Iterable[Tensors],
+    factor: Tensors | None,
+    classes: ExplainedClasses,
 ) -> ExplanationStats:
-    """Statistics of the explanations ``gradient * inputs``, a few classes at a time.
+    """Statistics of the explanations ``gradient * factor``, a few classes at a time.
 
     Args:
-        target_gradient: ``[B, *S]``, of the target's logit.
-        gradients: tensors ``[n, B, *S]`` which together hold the columns of ``classes.index`` in
-            order, without the target's if ``classes.chosen``.
-        inputs: ``[B, *S]``.
+        target_gradient: of the target's logit, ``[B, *S]`` for each explained tensor.
+        gradients: tensors ``[n, B, *S]`` for each explained tensor, which together hold the columns
+            of ``classes.index`` in order, without the target's if ``classes.chosen``.
+        factor: ``[B, *S]`` for each explained tensor, or None for 1.
         classes: which classes these are.
     """
-    wide = wide_dtype(target_gradient, inputs)
-    inputs = inputs.to(wide)
-    target_explanation = _flat(target_gradient.to(wide) * inputs, 1)
+    wide = wide_dtype(*target_gradient, *(factor or ()))
+    factors = [None] * len(target_gradient) if factor is None else [f.to(wide) for f in factor]
+
+    def explained(some: Tensors, leading: int) -> list[Tensor]:
+        return [
+            flat(g.to(wide) if f is None else g.to(wide) * f, leading)
+            for g, f in zip(some, factors, strict=True)
+        ]
+
+    of_target = explained(target_gradient, 1)
     dots, sq_norms = [], []
     for some in gradients:
-        explanations = _flat(some.to(wide) * inputs, 2)
-        dots.append((explanations * target_explanation).sum(-1))
-        sq_norms.append(explanations.square().sum(-1))
-    target_sq_norm = target_explanation.square().sum(-1)
+        explanations = explained(some, 2)
+        dots.append(_added((e * t).sum(-1) for e, t in zip(explanations, of_target, strict=True)))
+        sq_norms.append(_added(e.square().sum(-1) for e in explanations))
+    target_sq_norm = sq_norm(tuple(of_target))
     if classes.chosen:
         dots.insert(0, target_sq_norm[None])
         sq_norms.insert(0, target_sq_norm[None])
@@ -105,11 +122,21 @@ def finished(
     )
 
 
+def sq_norm(explanation: Tensors) -> Tensor:
+    """The squared length ``[B]`` of explanations ``[B, *S]``, over all tensors of them."""
+    wide = wide_dtype(*explanation)
+    return _added(flat(part.to(wide), 1).square().sum(-1) for part in explanation)
+
+
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if one of the tensors is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _flat(tensor: Tensor, leading: int) -> Tensor:
+def flat(tensor: Tensor, leading: int) -> Tensor:
     """All dimensions after the ``leading`` first ones in one, also if there are none or B = 0."""
     return tensor.reshape(*tensor.shape[:leading], math.prod(tensor.shape[leading:]))
+
+
+def _added(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)

@@ -1,14 +1,16 @@
-"""Gradient x input of every class, by one vector-Jacobian product each."""
+"""The explanation of every class, by one vector-Jacobian product each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from introkernels.explain.classes import ExplainedClasses, explained_classes, statistics
-from introkernels.explain.request import Request, logits_of
+from introkernels.explain.classes import ExplainedClasses, statistics
+from introkernels.explain.explainers import Tensors
+from introkernels.explain.network import Network, Trace
+from introkernels.explain.request import Request
 from introkernels.types import ExplanationStats
 
 # Batched products keep an accelerator busy; on the CPU a loop was measured up to 5x faster.
@@ -16,58 +18,49 @@ _CHUNK_ON_CPU = 1
 _CHUNK_ON_ACCELERATOR = 8
 
 
-def exact(model: nn.Module, inputs: Tensor, request: Request) -> tuple[Tensor, ExplanationStats]:
-    """Logits of one forward pass and the statistics of that pass's gradients.
-
-    The logits carry the graph to parameters and inputs where gradient mode is on.
-    """
-    grad_enabled = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
-        point = _differentiable(inputs, grad_enabled)
-        # The model gets a copy, which it may change in place.
-        logits = logits_of(model(point.clone()), inputs)
-        # Outside autocast, which is for forward passes only.
-        with torch.autocast(inputs.device.type, enabled=False), torch.no_grad():
-            classes = explained_classes(logits, request.target, request.top_k, request.ignore_index)
-            stats = statistics(
-                _gradients(logits, point, classes.target[None], classes, request.center)[0],
-                _streamed_gradients(logits, point, classes, request),
-                point.detach(),
-                classes,
-            )
-    return (logits if grad_enabled else logits.detach()), stats
+def exact(
+    network: Network, trace: Trace, classes: ExplainedClasses, request: Request
+) -> ExplanationStats:
+    """The statistics of the gradients of the traced pass."""
+    return statistics(
+        _first(target_gradient(trace, classes, request)),
+        _streamed_gradients(trace, classes, request),
+        trace.factor,
+        classes,
+    )
 
 
-def _differentiable(inputs: Tensor, keep_graph: bool) -> Tensor:
-    """The inputs as a tensor to differentiate by, which is not the caller's own."""
-    if keep_graph and inputs.requires_grad:
-        return inputs.view_as(inputs)
-    values = inputs.clone() if inputs.is_inference() else inputs
-    return values.detach().requires_grad_()
+def target_gradient(trace: Trace, classes: ExplainedClasses, request: Request) -> Tensors:
+    """Gradients ``[1, B, *S]`` of the targets' logits."""
+    return _gradients(trace, classes.target[None], classes, request.center)
+
+
+def _first(tensors: Tensors) -> Tensors:
+    return tuple(tensor[0] for tensor in tensors)
 
 
 def _streamed_gradients(
-    logits: Tensor, point: Tensor, classes: ExplainedClasses, request: Request
-) -> Iterator[Tensor]:
+    trace: Trace, classes: ExplainedClasses, request: Request
+) -> Iterator[Tensors]:
     """Gradients ``[n, B, *S]`` for up to ``chunk`` of the explained classes at a time."""
     chunk = request.chunk
     if chunk is None:
-        chunk = _CHUNK_ON_CPU if point.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
+        on_cpu = trace.logits.device.type == "cpu"
+        chunk = _CHUNK_ON_CPU if on_cpu else _CHUNK_ON_ACCELERATOR
     columns = classes.index[:, 1:] if classes.chosen else classes.index
     for some in torch.split(columns.t(), chunk):
-        yield _gradients(logits, point, some, classes, request.center)
+        yield _gradients(trace, some, classes, request.center)
 
 
-def _gradients(
-    logits: Tensor, point: Tensor, index: Tensor, classes: ExplainedClasses, center: bool
-) -> Tensor:
+def _gradients(trace: Trace, index: Tensor, classes: ExplainedClasses, center: bool) -> Tensors:
     """Gradients ``[n, B, *S]`` of the logits of classes ``index [n, B]``.
 
     Centering is linear, so ``z_c - mean_k z_k`` is differentiated in one go. Ignored rows have no
     part in it, which matters where the rows of a batch are coupled.
     """
+    logits = trace.logits
     if not logits.requires_grad:
-        return point.new_zeros(len(index), *point.shape)
+        return tuple(v.new_zeros(len(index), *v.shape) for v in trace.values)
     cotangents = logits.new_zeros(len(index), *logits.shape)
     cotangents.scatter_(2, index[:, :, None], 1)
     if center:
@@ -75,14 +68,19 @@ def _gradients(
         cotangents -= explained / classes.index.shape[1]
     cotangents.mul_(classes.live[:, None])
     batched = len(index) > 1
-    (gradients,) = torch.autograd.grad(
-        logits,
-        point,
-        cotangents if batched else cotangents[0],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=batched,
+    # Autocast is for forward passes only.
+    with torch.autocast(logits.device.type, enabled=False):
+        gradients = torch.autograd.grad(
+            logits,
+            trace.variables,
+            cotangents if batched else cotangents[0],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return tuple(
+        value.new_zeros(len(index), *value.shape)
+        if gradient is None
+        else (gradient if batched else gradient[None])
+        for gradient, value in zip(gradients, trace.values, strict=True)
     )
-    if gradients is None:
-        return point.new_zeros(len(index), *point.shape)
-    return gradients if batched else gradients[None]

@@ -1,4 +1,4 @@
-"""Gradient x feature of every class at the last Linear layer, in closed form."""
+"""Explanations of every class at the features of the last Linear layer, in closed form."""
 
 from __future__ import annotations
 
@@ -18,31 +18,42 @@ from introkernels.explain.classes import (
     statistics,
     wide_dtype,
 )
-from introkernels.explain.request import Request, logits_of
+from introkernels.explain.network import logits_of
+from introkernels.explain.request import Request
 from introkernels.types import ExplanationStats
 
 
-def head(model: nn.Module, inputs: Tensor, request: Request) -> tuple[Tensor, ExplanationStats]:
-    """Logits of one forward pass and the statistics at the features of its last Linear layer."""
+def head(
+    model: nn.Module, inputs: tuple[object, ...], rows: int, request: Request
+) -> tuple[Tensor, ExplanationStats]:
+    """Logits of one forward pass and the statistics at the features of its last Linear layer.
+
+    The gradient of a linear layer is the same everywhere, so each explainer is its factor times the
+    weight.
+    """
     # A weight that is computed at each access must be the one that the forward pass had.
     with parametrize.cached(), _recorded_linears(model) as calls:
-        logits = logits_of(model(inputs), inputs)
+        logits = logits_of(model(*inputs), rows)
         call = _head_call(calls, logits)
         features = call.features.detach().reshape(len(logits), call.features.shape[-1])
         weight = call.module.weight.detach()
-    with torch.autocast(inputs.device.type, enabled=False), torch.no_grad():
-        classes = explained_classes(logits, request.target, request.top_k, request.ignore_index)
+    with torch.autocast(logits.device.type, enabled=False), torch.no_grad():
+        classes = explained_classes(
+            logits.detach(), request.target, request.top_k, request.ignore_index
+        )
         wide = wide_dtype(features, weight)
+        given = request.explainer.factor((features.to(wide),))
+        factor = torch.ones_like(features, dtype=wide) if given is None else given[0]
         closed_form = _chosen_classes if classes.chosen else _all_classes
-        return logits, closed_form(features.to(wide), weight.to(wide), classes, request.center)
+        return logits, closed_form(factor, weight.to(wide), classes, request.center)
 
 
 def _all_classes(
-    features: Tensor, weight: Tensor, classes: ExplainedClasses, center: bool
+    factor: Tensor, weight: Tensor, classes: ExplainedClasses, center: bool
 ) -> ExplanationStats:
     if center:
         weight = weight - weight.mean(0)
-    squares = features.square()
+    squares = factor.square()
     target_weight = weight[classes.target]
     return finished(
         (squares * target_weight) @ weight.t(),
@@ -53,17 +64,17 @@ def _all_classes(
 
 
 def _chosen_classes(
-    features: Tensor, weight: Tensor, classes: ExplainedClasses, center: bool
+    factor: Tensor, weight: Tensor, classes: ExplainedClasses, center: bool
 ) -> ExplanationStats:
     columns = list(classes.index.unbind(1))
-    mean = torch.zeros_like(features)
+    mean = torch.zeros_like(factor)
     if center:
         for column in columns:
             mean += weight[column] / len(columns)
     return statistics(
-        weight[columns[0]] - mean,
-        ((weight[column] - mean)[None] for column in columns[1:]),
-        features,
+        (weight[columns[0]] - mean,),
+        (((weight[column] - mean)[None],) for column in columns[1:]),
+        (factor,),
         classes,
     )
 

@@ -7,23 +7,95 @@ distributed wrapper's bookkeeping; here is what keeps all of that from happening
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import chain
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def is_training(model: nn.Module) -> bool:
-    """Whether any module of the model is in training mode."""
-    return any(module.training for module in model.modules())
+def depends_on_mode(model: nn.Module) -> bool:
+    """Whether a pass in eval mode may differ from one in the state that the model is in.
+
+    False only where no code of any module in training mode reads a flag ``training``: then the
+    training forward is itself the one to explain.
+    """
+    return any(module.training and _reads_mode(module) for module in model.modules())
+
+
+def _reads_mode(module: nn.Module) -> bool:
+    # A forward that was put on the module itself, or is no Python, can't be looked into.
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+        return True
+    # Spectral normalization of the old kind, among others, is a hook that reads the flag.
+    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
+    return any(map(_hook_reads_mode, hooks)) or _class_reads_mode(
+        type(module)  # type: ignore[arg-type]  # classes are hashable
+    )
+
+
+def _hook_reads_mode(hook: object) -> bool:
+    code = _code(hook) or _code(type(hook).__call__)
+    return code is None or _names_mode(code)
+
+
+@cache
+def _class_reads_mode(kind: type[nn.Module]) -> bool:
+    members = (
+        member
+        for base in kind.__mro__
+        if base is not nn.Module and base is not object
+        for member in vars(base).values()
+    )
+    return any(_names_mode(_code(member)) for member in members)
+
+
+def _code(member: object) -> CodeType | None:
+    """The code of a method or property, below its decorators."""
+    if isinstance(member, property):
+        member = member.fget
+    elif isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    code = getattr(inspect.unwrap(member) if callable(member) else None, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _names_mode(code: CodeType | None) -> bool:
+    """Whether a function, or one defined within it, has the name ``training`` in its code."""
+    return code is not None and (
+        "training" in code.co_names
+        or any(_names_mode(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+    )
+
+
+def row_mixer(model: nn.Module, mode: str) -> str | None:
+    """A module of the model, by name, that computes with the statistics of the batch; or None."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            uses_batch = module.running_mean is None or (mode == "train" and module.training)
+            if uses_batch:
+                return f"{type(module).__name__} {name!r}"
+    return None
 
 
 def without_wrapper(model: nn.Module) -> nn.Module:
     """The model inside a DistributedDataParallel, whose own forward would broadcast buffers."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The model whose modules have the names that its author gave them."""
+    inner = without_wrapper(model)
+    # What torch.compile returns, without importing dynamo to know its class.
+    compiled = getattr(inner, "_orig_mod", None)
+    return without_wrappers(compiled) if isinstance(compiled, nn.Module) else inner
 
 
 def reject_lazy(model: nn.Module) -> None:
@@ -59,7 +131,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, inputs: Iterable[object]) -> Iterator[None]:
     """Put every module into eval mode, and everything back on the way out, also after an error.
 
     Restored are each module's attributes with its own training flag, its buffers (the pass works
@@ -67,11 +139,10 @@ def evaluation_mode(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     the CUDA devices in use, and autocast's weight cache. Inference mode is off inside.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(_cuda_devices(model, inputs)))
-        stack.enter_context(_without_autocast_cache())
+        stack.enter_context(torch.random.fork_rng(cuda_devices(model, inputs)))
         # Inference tensors can't be saved for a backward pass.
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_unchanged_modules(model))
+        stack.enter_context(extra_pass(model))
         # Flags are set one by one because train() and eval() may be overridden, for example to
         # merge weights, and their effect could not be undone by restoring the flags.
         for module in model.modules():
@@ -80,21 +151,58 @@ def evaluation_mode(model: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_modules(model: nn.Module) -> Iterator[None]:
-    """Let the modules work on copies of their buffers; restore attributes, flags and buffers."""
+def extra_pass(model: nn.Module, buffers: Buffers | None = None) -> Iterator[None]:
+    """A forward pass that the training knows nothing of, in the state that the model is in.
+
+    Random number generators are not part of it; see `RandomState`.
+
+    Args:
+        model: the model.
+        buffers: what its modules' buffers are in this pass; by default what they are now.
+    """
+    with _without_autocast_cache(), _unchanged_modules(model, buffers or _buffers_of(model)):
+        yield
+
+
+Buffers = dict[nn.Module, dict[str, Tensor | None]]
+"""The buffers of each module of a model."""
+
+
+def _buffers_of(model: nn.Module) -> Buffers:
+    return {module: dict(module._buffers.items()) for module in model.modules()}
+
+
+def copied_buffers(model: nn.Module) -> Buffers:
+    """Copies of the buffers of a model."""
+    return _copies(_buffers_of(model))
+
+
+def _copies(buffers: Buffers) -> Buffers:
+    """Copies in which a buffer shared by two modules is shared too."""
+    copies = {
+        id(buffer): buffer.clone()
+        for some in buffers.values()
+        for buffer in some.values()
+        if buffer is not None
+    }
+    return {
+        module: {name: copies.get(id(buffer)) for name, buffer in some.items()}
+        for module, some in buffers.items()
+    }
+
+
+@contextmanager
+def _unchanged_modules(model: nn.Module, start: Buffers) -> Iterator[None]:
+    """Let the modules work on copies of these buffers; restore attributes, flags and buffers."""
     before = [
         (module, module.training, dict(vars(module)), dict(module._buffers.items()))
         for module in model.modules()
     ]
-    copies: dict[int, Tensor] = {}
     try:
-        for module, _, _, buffers in before:
+        for module, buffers in _copies(start).items():
             for name, buffer in buffers.items():
                 if buffer is not None:
-                    # A buffer shared by two modules stays shared.
-                    if id(buffer) not in copies:
-                        copies[id(buffer)] = buffer.clone()
-                    module._buffers[name] = copies[id(buffer)]
+                    module._buffers[name] = buffer
         yield
     finally:
         for module, training, attributes, buffers in before:
@@ -123,6 +231,30 @@ def _without_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def _cuda_devices(model: nn.Module, inputs: Tensor) -> list[int]:
-    devices = {tensor.device for tensor in (inputs, *model.parameters(), *model.buffers())}
+def copied_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an extra pass: a model may write to what it gets."""
+    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def cuda_devices(model: nn.Module, inputs: Iterable[object]) -> list[int]:
+    """The CUDA devices that hold the model or its inputs."""
+    tensors = (tensor for tensor in inputs if isinstance(tensor, Tensor))
+    devices = {tensor.device for tensor in chain(tensors, model.parameters(), model.buffers())}
     return sorted(device.index for device in devices if device.type == "cuda")
+
+
+class RandomState:
+    """The random number generators of the CPU and of CUDA devices as they stand now."""
+
+    def __init__(self, cuda: list[int]) -> None:
+        self._cuda = cuda
+        self._states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda)]
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw the same numbers once more, and then go on as if they had not been drawn."""
+        with torch.random.fork_rng(self._cuda):
+            torch.set_rng_state(self._states[0])
+            for device, state in zip(self._cuda, self._states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -1,37 +1,27 @@
-"""What the caller asks of a method, and what a method asks of the model's output."""
+"""What the caller asks of every method."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from introkernels import checks
+from introkernels.explain.explainers import Explainer
+from introkernels.explain.jvp import Jvp
 
 
-class Request(NamedTuple):
-    """The arguments of ``class_explanation_stats`` that the methods share."""
+@dataclass(frozen=True)
+class Request:
+    """The checked arguments of ``class_explanation_stats``, but for the model and its state."""
 
     target: Tensor
+    explainer: Explainer
+    at: str | None
+    probes: int
     top_k: int | None
     chunk: int | None
     center: bool
+    jvp: Jvp
+    generator: torch.Generator | None
     ignore_index: int
-
-
-def logits_of(output: object, inputs: Tensor) -> Tensor:
-    """The model's output; raises ValueError unless it is floating ``[B, C]`` with ``C >= 1``."""
-    rows = inputs.shape[0]
-    if (
-        not isinstance(output, Tensor)
-        or not output.is_floating_point()
-        or output.dim() != 2
-        or output.shape[0] != rows
-        or output.shape[1] == 0
-    ):
-        got = checks.describe(output) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"model must return logits of shape [{rows}, C] for inputs "
-            f"{checks.describe(inputs)}, got {got}"
-        )
-    return output

@@ -3,58 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from contextlib import ExitStack
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from introkernels import checks
 from introkernels.explain import policy
+from introkernels.explain.classes import ExplainedClasses, explained_classes
 from introkernels.explain.exact import exact
+from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.head import head
-from introkernels.explain.request import Request, logits_of
+from introkernels.explain.jvp import JVPS, Jvp
+from introkernels.explain.network import Network, Trace, is_explained, logits_of, traced
+from introkernels.explain.probes import own_generator
+from introkernels.explain.projection import projection
+from introkernels.explain.request import Request
+from introkernels.explain.sketch import sketch
 from introkernels.types import ExplanationStats
 
-Method = Literal["exact", "head"]
-Mode = Literal["eval", "train"]
+Method = Literal["exact", "projection", "sketch", "head"]
+Mode = Literal["auto", "eval", "train"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-_EXPLAINERS: dict[str, Callable[[nn.Module, Tensor, Request], tuple[Tensor, ExplanationStats]]] = {
-    "exact": exact,
-    "head": head,
-}
+_Estimate = Callable[[Network, Trace, ExplainedClasses, Request], ExplanationStats]
+
+_ESTIMATES: dict[str, _Estimate] = {"exact": exact, "projection": projection, "sketch": sketch}
 
 
 def class_explanation_stats(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | tuple[Any, ...],
     target: Tensor,
     *,
     method: Method = "exact",
+    explainer: str | Explainer = "gradient_x_input",
+    at: str | None = None,
+    probes: int = 8,
     chunk: int | None = None,
     top_k: int | None = None,
     center: bool = False,
-    mode: Mode = "eval",
+    mode: Mode = "auto",
+    jvp: Jvp = "auto",
+    generator: torch.Generator | None = None,
     ignore_index: int = -100,
 ) -> tuple[Tensor, ExplanationStats]:
     """The logits of a training forward pass, and the statistics of the model's explanations.
 
-    The explanation of class ``c`` is gradient x input, ``E_c = (dz_c / dx) * x``. The statistics
-    are ``dots = <E_c, E_y>`` and ``sq_norms = <E_c, E_c>``, what ``similarity_loss`` takes:
+    By default the explanation of class ``c`` is gradient x input, ``E_c = (dz_c / dx) * x``. The
+    statistics are ``dots = <E_c, E_y>`` and ``sq_norms = <E_c, E_c>``, what ``similarity_loss``
+    takes:
 
     >>> logits, stats = class_explanation_stats(model, images, labels)
     >>> loss = introkernels.similarity_loss(logits, labels, stats)
 
     Args:
-        model: a module that maps ``[B, *S]`` to logits ``[B, C]``.
-        inputs: ``[B, *S]``; floating for ``"exact"``, anything the model takes for ``"head"``.
+        model: a module that maps its inputs to logits ``[B, C]``.
+        inputs: ``[B, *S]``, or a tuple of the model's positional arguments. Of a tuple all floating
+            tensors with B rows are explained, as one long vector; the rest is passed on.
         target: ``[B]`` int64.
-        method: ``"exact"`` explains the input, with one vector-Jacobian product for the target and
-            one for each class. ``"head"`` explains the features that the last Linear layer gets,
-            in closed form without any backward pass: other explanations than those of the input,
-            for models whose logits are the output of an ``nn.Linear``.
+        method: how the statistics are found, beside the training forward:
+
+            ``"exact"``: one vector-Jacobian product for the target and one for each class.
+            ``"projection"``: one of these and one Jacobian-vector product, however many classes:
+            exact ``dots``. In place of each class's ``sq_norms`` stands the target's, which is all
+            that ``similarity="projection"`` looks at.
+            ``"sketch"``: one vector-Jacobian product and ``1 + probes`` Jacobian-vector products:
+            exact ``dots``, and unbiased estimates of ``sq_norms``.
+            ``"head"``: nothing more, as it explains the features that the last ``nn.Linear`` gets,
+            in closed form: other explanations than those of the input.
+        explainer: what an explanation is: ``"gradient_x_input"``, ``"gradient"``,
+            ``"integrated_gradients"``, ``"smoothgrad"``, or an object of one of their classes in
+            ``introkernels.explain``, with settings.
+        at: the name of a module, as in ``model.named_modules()``, whose output ``[B, *S]`` is
+            explained instead of the inputs; token models are explained at their embedding. It has
+            to run once in a forward pass.
+        probes: random vectors of ``"sketch"``. The error of a cosine falls as ``1 / sqrt(probes)``.
         chunk: how many classes ``"exact"`` differentiates at once, in ``chunk * B * D`` memory.
             By default 1 on the CPU and 8 elsewhere. More than 1 needs operators that can be
             batched over cotangents (``is_grads_batched`` of ``torch.autograd.grad``).
@@ -62,12 +89,23 @@ def class_explanation_stats(
             logits, from 1 to C - 1. The default explains all C classes.
         center: explain ``z_c - mean_k z_k``, the mean over the classes explained.
         mode: the state of the model that is explained. ``"eval"``: running statistics in
-            BatchNorm, no dropout, so that each row's explanation is its own. If the model is in
-            training mode this takes a forward pass of its own, before the one that gives the
-            logits; it leaves training flags, buffers, module attributes, random number generators
-            and ``.grad`` as they were. ``"train"``: the training forward pass itself, with its one
+            BatchNorm, no dropout, so that each row's explanation is its own. Where a module in
+            training mode has code that reads the flag ``training``, as those of BatchNorm and
+            dropout do, this takes a forward pass of its own, before the one that gives the logits;
+            it leaves training flags, buffers, module attributes, random number generators and
+            ``.grad`` as they were. ``"train"``: the training forward pass itself, with its one
             dropout mask. Where BatchNorm couples the rows of a batch, a gradient is then that of
-            the logits summed over the batch's rows, and depends on the other rows.
+            the logits summed over the batch's rows, and depends on the other rows; only ``"exact"``
+            and ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are
+            the training's own, else ``"eval"``.
+        jvp: how Jacobian-vector products are made. ``"forward"``: dual numbers, about two forward
+            passes each. ``"double_backward"``: exact too, for models without forward-mode
+            derivatives. ``"finite_difference"``: two forward passes each, good to about three
+            digits in float32, for models with neither. ``"auto"``: the first of these that the
+            model supports; a warning tells if it is not ``"forward"``.
+        generator: of the random numbers of ``"sketch"`` and of SmoothGrad, on the device of the
+            inputs. By default one of the package's own, which starts from the seed that
+            ``torch.manual_seed`` set, so that the random numbers of the training stay as they are.
         ignore_index: rows with this target get zeros.
 
     Returns:
@@ -77,61 +115,126 @@ def class_explanation_stats(
         in float64, else float32. Inputs that the logits don't depend on have zero explanations.
 
     Compiled models run uncompiled wherever they are explained. Hooks that the caller placed on the
-    model run in the explanation pass too.
+    model run in each explanation pass too. Fused attention has no Jacobian-vector products: those
+    passes run it as plain matrix products.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for wrong shapes or values; for a model that doesn't return ``[B, C]``, has
-            uninitialized lazy parameters, or has no Linear layer for ``"head"``.
+            uninitialized lazy parameters, has no Linear layer for ``"head"``, or mixes the rows of
+            a batch where ``"projection"`` or ``"sketch"`` is asked for (not noticed on a GPU unless
+            ``INTROKERNELS_CHECK=1``, but for BatchNorm).
         IndexError: for a target outside ``[0, C)`` that is not ``ignore_index``. On a GPU such a
             row gets NaN, unless ``INTROKERNELS_CHECK=1``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {checks.describe(model)}")
-    explain = _EXPLAINERS[METHODS[checks.choice("method", method, METHODS)]]
-    _check_inputs(inputs, method)
-    checks.target_of_rows(target, "inputs", inputs)
+    checks.choice("method", method, METHODS)
     checks.choice("mode", mode, MODES)
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    first = _first_tensor(arguments, needs_floating=method != "head" and at is None)
+    checks.target_of_rows(target, "inputs", first)
+    explained_by = explainer_of(explainer)
+    draws = method == "sketch" or (method != "head" and not explained_by.is_local)
     request = Request(
         target=target,
+        explainer=explained_by,
+        at=at,
+        probes=checks.positive_integer("probes", probes),
         top_k=None if top_k is None else checks.integer("top_k", top_k),
-        chunk=None if chunk is None else _positive_integer("chunk", chunk),
+        chunk=None if chunk is None else checks.positive_integer("chunk", chunk),
         center=checks.flag("center", center),
+        jvp=JVPS[checks.choice("jvp", jvp, JVPS)],
+        generator=_checked_generator(generator, first.device, draws),
         ignore_index=checks.integer("ignore_index", ignore_index),
     )
+    if method == "head" and at is not None:
+        raise ValueError(f"at must be None with method='head', which explains at it, got {at!r}")
     policy.reject_lazy(model)
 
-    if mode == "train" or not policy.is_training(model):
-        with policy.uncompiled():
-            return explain(model, inputs, request)
+    if mode == "auto":
+        mode = "train" if method == "head" else "eval"
+    mixer = policy.row_mixer(model, mode) if method in ("projection", "sketch") else None
+    if mixer is not None:
+        raise ValueError(
+            f"method={method!r} explains each row by itself, but {mixer} computes with the "
+            "statistics of the batch: use mode='eval' and running statistics, or method='exact'"
+        )
+    rows = first.shape[0]
+    if mode == "train" or not policy.depends_on_mode(model):
+        if method == "head":
+            with policy.uncompiled():
+                return head(model, arguments, rows, request)
+        if request.explainer.is_local:
+            return _explained(model, arguments, rows, method, request, is_training=True)
     # The explanation pass comes first: its graph is gone before the training forward builds one.
     explained = policy.without_wrapper(model)
-    with (
-        policy.uncompiled(),
-        policy.evaluation_mode(explained, inputs),
-        torch.set_grad_enabled(method == "exact"),
-    ):
-        _, stats = explain(explained, inputs, request)
-    return logits_of(model(inputs), inputs), stats
+    with ExitStack() as stack:
+        stack.enter_context(policy.uncompiled())
+        if mode == "eval":
+            stack.enter_context(policy.evaluation_mode(explained, arguments))
+        if method == "head":
+            with torch.no_grad():
+                _, stats = head(explained, policy.copied_inputs(arguments), rows, request)
+        else:
+            _, stats = _explained(explained, arguments, rows, method, request, is_training=False)
+    return logits_of(model(*arguments), rows), stats
 
 
-def _check_inputs(inputs: object, method: str) -> None:
-    if method == "exact":
-        if isinstance(inputs, Tensor) and not inputs.is_floating_point():
-            raise TypeError(
-                "inputs must be floating to be differentiated by, got "
-                f"{checks.describe(inputs)}; method='head' takes inputs of any dtype"
+def _explained(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    rows: int,
+    method: str,
+    request: Request,
+    is_training: bool,
+) -> tuple[Tensor, ExplanationStats]:
+    """Logits of the explained pass and its statistics; with the graph if it is the training's."""
+    keep_graph = is_training and torch.is_grad_enabled()
+    with policy.uncompiled(), torch.inference_mode(False), torch.enable_grad():
+        network = Network(
+            model,
+            inputs,
+            rows,
+            request.at,
+            first_is_training=is_training,
+            runs_again=method != "exact" or not request.explainer.is_local,
+        )
+        trace = traced(network, request.explainer, keep_graph, request.generator)
+        with torch.no_grad():
+            classes = explained_classes(
+                trace.own_logits, request.target, request.top_k, request.ignore_index
             )
-        checks.floating_tensor("inputs", inputs)
-    elif not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a torch.Tensor, got {checks.describe(inputs)}")
-    assert isinstance(inputs, Tensor)
-    if inputs.dim() == 0:
-        raise ValueError(f"inputs must have shape [B, *S], got {checks.describe(inputs)}")
+            stats = _ESTIMATES[method](network, trace, classes, request)
+    return (trace.logits if keep_graph else trace.logits.detach()), stats
 
 
-def _positive_integer(name: str, value: object) -> int:
-    number = checks.integer(name, value)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-    return number
+def _first_tensor(inputs: tuple[Any, ...], needs_floating: bool) -> Tensor:
+    """The tensor that tells how many rows there are, checked."""
+    first = next((value for value in inputs if isinstance(value, Tensor)), None)
+    if first is None:
+        got = ", ".join(map(checks.describe, inputs))
+        raise TypeError(f"inputs must be a torch.Tensor or a tuple that holds one, got {got}")
+    if first.dim() == 0:
+        raise ValueError(f"inputs must have shape [B, *S], got {checks.describe(first)}")
+    if needs_floating and not any(is_explained(value, first.shape[0]) for value in inputs):
+        raise TypeError(
+            f"inputs must be floating to be differentiated by, got {checks.describe(first)}; "
+            "at='name of a module' explains its output, such as an embedding's, and "
+            "method='head' takes inputs of any dtype"
+        )
+    return first
+
+
+def _checked_generator(
+    generator: object, device: torch.device, draws: bool
+) -> torch.Generator | None:
+    if generator is None:
+        return own_generator(device) if draws else None
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {checks.describe(generator)}")
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"generator must be on the device of inputs ({device}), got one on {generator.device}"
+        )
+    return generator

@@ -13,24 +13,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from introkernels.train import report
+from introkernels.explain import MethodComparison
+from introkernels.train import audit, report
 from introkernels.train.checkpoint import CheckpointError
 from introkernels.train.config import ConfigError, TrainConfig
 from introkernels.train.data import DataError
 from introkernels.train.engine import DivergedError
 from introkernels.train.experiment import DirectoryError, run_experiment, stored_config
 from introkernels.train.files import DirectoryBusyError
+from introkernels.train.findings import readable
 from introkernels.train.workers import WorkerLostError
 
 DESCRIPTION = """Train a small network by several methods over several seeds, and write a report.
 
-Without options: every method, twelve seeds, one hundred handwritten digits to learn from; about a
-minute on two cores. Results do not depend on the number of workers."""
+Without options: every method, twelve seeds, one hundred handwritten digits to learn from; about
+two minutes on two cores. Results do not depend on the number of workers."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where to, and how to get there; none of it changes a result."""
+    """Where to, and how to get there. Only `explain` is a choice of what to train."""
 
     out: Path = Path("runs/digits")
     """Directory for everything that is written."""
@@ -45,6 +47,12 @@ class Options:
     """Write TensorBoard files too, if that is installed."""
     progress: bool = True
     """Show a progress bar."""
+    explain: tuple[str, ...] | None = None
+    """How to explain: exact, sketch, projection, head, one or several. The methods that do so take
+    the place of the introspective ones among --methods. None: --methods are trained as they are."""
+    explain_audit: bool = False
+    """After training, compare these explanations with the exact ones on validation images: how
+    alike they are, and what they cost. Written to explain_audit.json too."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The experiment."""
 
@@ -53,6 +61,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
+        self.experiment()
+
+    def experiment(self) -> TrainConfig:
+        """What to train: the configuration, with the explanations asked for."""
+        return self.config if self.explain is None else self.config.explained_by(self.explain)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.resume and (stored := stored_config(options.out)) is not None:
             options = _parse(arguments, Options(config=stored))
         summary = _train(options, console)
-        path = report.write(options.config, options.out)
+        path = report.write(options.experiment(), options.out)
+        audited = audit.write(options.experiment(), options.out) if options.explain_audit else None
     except (ConfigError, DataError, DirectoryError, DirectoryBusyError) as error:
         return _fail(error, 2)
     except (CheckpointError, DivergedError, WorkerLostError) as error:
@@ -74,6 +88,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command with --resume continues", 1)
     console.print(_table(summary))
+    if audited is not None:
+        for state in ("untrained", "trained"):
+            console.print(_audit_table(audited, state))
     console.print(f"Report: {path}", soft_wrap=True)
     return 0
 
@@ -89,7 +106,7 @@ def _parse(arguments: Sequence[str], default: Options) -> Options:
 
 
 def _train(options: Options, console: Console) -> dict[str, Any]:
-    config = options.config
+    config = options.experiment()
     runs = len(config.methods) * config.seeds
     with Progress(
         TextColumn("{task.description}"),
@@ -121,6 +138,24 @@ def _table(summary: dict[str, Any]) -> Table:
         cells = report.cells(row)
         shown = [cells[name] for name in ("accuracy", "nll", "ece", "wall_seconds")]
         table.add_row(method, *shown, str(row["runs"]))
+    return table
+
+
+def _audit_table(audited: audit.Audit, state: str) -> Table:
+    comparison: MethodComparison = getattr(audited, state)
+    title = (
+        f"Explanations, {state} ({readable(audited.method)}, seed {audited.seed}, "
+        f"{audited.images} validation images)"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("correlation", "mean error", "same top", "ms", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in comparison.rows:
+        table.add_row(*comparison.cells(row))
+    table.caption = f"Recommended: {comparison.recommended}"
+    table.caption_justify = "left"
     return table
 
 

@@ -15,11 +15,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from introkernels.train import checkpoint, records
+from introkernels.train.classifier import Classifier
 from introkernels.train.config import TrainConfig
 from introkernels.train.data import LabelledImages, Splits, load_dataset, split
 from introkernels.train.methods import Method
 from introkernels.train.metrics import Evaluator
-from introkernels.train.models import MODELS, Classifier
+from introkernels.train.models import MODELS
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -173,7 +174,7 @@ def train_run(
     at any moment leaves a directory that continues to the same result. `on_epoch` is called with
     the number of epochs done since it was called last. Returns the record in `metrics.json`.
     """
-    with _reproducible(config):
+    with reproducible(config):
         run = Run(config, method, seed)
         path = directory / CHECKPOINT
         state = checkpoint.load(path, run.identity)
@@ -218,7 +219,7 @@ def _scheduler(optimizer: AdamW, config: TrainConfig) -> LRScheduler:
 
 
 @contextmanager
-def _reproducible(config: TrainConfig) -> Iterator[None]:
+def reproducible(config: TrainConfig) -> Iterator[None]:
     """Fix what else decides the bits of a run, and put it back afterwards."""
     threads = torch.get_num_threads()
     device = torch.device(config.device)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import introkernels as ik
+from introkernels.train.classifier import Classifier
 from introkernels.train.data import LabelledImages
-from introkernels.train.models import Classifier
 
 
 def explanation_maps(model: Classifier, images: Tensor) -> Tensor:
@@ -25,17 +25,10 @@ def explanation_maps(model: Classifier, images: Tensor) -> Tensor:
     )
 
 
-def similarities(stats: ik.ExplanationStats, target: Tensor) -> Tensor:
-    """Cosine ``[B, C]`` of each class's explanation with the true class's; 0 where one is zero."""
-    norms = stats.sq_norms.sqrt()
-    product = norms * norms.gather(1, target[:, None])
-    return torch.where(product > 0, stats.dots / product, 0.0)
-
-
 def class_similarity(model: Classifier, data: LabelledImages, classes: int) -> Tensor:
     """Mean similarity ``[C, C]``: row = true class, column = the class it is compared with."""
     _, stats = ik.explain.class_explanation_stats(model, data.images, data.labels, method="exact")
-    cosines = similarities(stats, data.labels)
+    cosines = ik.explain.similarities(stats, data.labels)
     return torch.stack([cosines[data.labels == c].mean(dim=0) for c in range(classes)])
 
 
@@ -77,7 +70,7 @@ def explain_first_of_each_class(
         images=chosen.images,
         labels=chosen.labels,
         maps=explanation_maps(model, chosen.images),
-        similarity=similarities(stats, chosen.labels),
+        similarity=ik.explain.similarities(stats, chosen.labels),
         soft_labels=ik.soft_labels(stats, chosen.labels, temperature=temperature),
         predicted=logits.detach().softmax(dim=1),
     )

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from introkernels.train.classifier import Classifier
 from introkernels.train.data import LabelledImages
-from introkernels.train.models import Classifier
 
 METRICS = ("accuracy", "nll", "ece")
 """Accuracy: fraction; NLL: nats; ECE: expected calibration error of 15 bins, fraction."""

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class Classifier(nn.Module, ABC):
-    """A network whose logits are a linear layer over features."""
-
-    head: nn.Linear
-
-    @abstractmethod
-    def features(self, inputs: Tensor) -> Tensor:
-        """Features ``[B, head.in_features]`` of inputs ``[B, *S]``."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(inputs))
-        return logits
+from introkernels.train.classifier import Classifier
+from introkernels.train.resnet import ResNet
 
 
 class SmallCNN(Classifier):
@@ -39,5 +28,8 @@ class SmallCNN(Classifier):
         return F.relu(self.hidden(F.max_pool2d(maps, 2).flatten(1)))
 
 
-MODELS: dict[str, Callable[[tuple[int, int, int], int], Classifier]] = {"small_cnn": SmallCNN}
+MODELS: dict[str, Callable[[tuple[int, int, int], int], Classifier]] = {
+    "small_cnn": SmallCNN,
+    "resnet20": partial(ResNet, depth=20),
+}
 """Every network by name: made from the shape of an input and the number of classes."""

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from introkernels.train import explanations, figures, files, findings
+from introkernels.train.classifier import Classifier
 from introkernels.train.config import TrainConfig
 from introkernels.train.data import LabelledImages, load_dataset, split
 from introkernels.train.engine import load_model
 from introkernels.train.experiment import SUMMARY, run_directory
 from introkernels.train.methods import METHODS
-from introkernels.train.models import Classifier
 
 REPORT = "report.html"
 MISSING = "–"

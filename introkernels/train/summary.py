@@ -51,7 +51,7 @@ def summarise(records: list[dict[str, Any]], methods: list[str]) -> dict[str, An
             if reference in table
         },
         "runs": [
-            {name: _plain(value) for name, value in run.items()} for run in runs.to_dict("records")
+            {name: plain(value) for name, value in run.items()} for run in runs.to_dict("records")
         ],
     }
 
@@ -72,7 +72,7 @@ def table_csv(summary: dict[str, Any]) -> str:
 
 
 def _mean_and_deviation(values: pd.Series[float]) -> dict[str, float | None]:
-    return {"mean": float(values.mean()), "std": _plain(values.std(ddof=1))}
+    return {"mean": float(values.mean()), "std": plain(values.std(ddof=1))}
 
 
 def _paired(runs: pd.DataFrame, method: str, reference: str, metric: str) -> dict[str, Any]:
@@ -82,15 +82,15 @@ def _paired(runs: pd.DataFrame, method: str, reference: str, metric: str) -> dic
     better = difference if metric == "accuracy" else -difference
     return {
         "mean": float(difference.mean()),
-        "standard_error": _plain(error),
-        "confidence_95": _plain(error * t.ppf(0.975, len(difference) - 1)),
+        "standard_error": plain(error),
+        "confidence_95": plain(error * t.ppf(0.975, len(difference) - 1)),
         "won": int((better > 0).sum()),
         "tied": int((better == 0).sum()),
         "lost": int((better < 0).sum()),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A JSON value; NaN, which JSON lacks, becomes None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -10,7 +10,7 @@ import torch
 from explain_models import CLASSES, cnn, images
 from torch import Tensor, nn
 
-from introkernels.explain import class_explanation_stats
+from introkernels.explain import METHODS, Gradient, class_explanation_stats
 
 
 def call(**changes: Any) -> None:
@@ -24,12 +24,18 @@ def call(**changes: Any) -> None:
     ("changes", "error", "message"),
     [
         ({"model": torch.sin}, TypeError, r"model must be a torch\.nn\.Module, got .*sin"),
-        ({"inputs": [1.0]}, TypeError, r"inputs must be a torch\.Tensor, got \[1\.0\]"),
+        (
+            {"inputs": [1.0]},
+            TypeError,
+            r"inputs must be a torch\.Tensor or a tuple that holds one, got \[1\.0\] \(list\)",
+        ),
         ({"inputs": [1.0], "method": "head"}, TypeError, r"inputs must be a torch\.Tensor"),
+        ({"inputs": ()}, TypeError, "a tuple that holds one, got "),
+        ({"inputs": (None, 2)}, TypeError, "a tuple that holds one, got None.*, 2"),
         (
             {"inputs": torch.ones(6, 2, 6, 6, dtype=torch.int64)},
             TypeError,
-            r"inputs must be floating .*got int64\[6, 2, 6, 6\] on cpu; method='head'",
+            r"inputs must be floating .*got int64\[6, 2, 6, 6\] on cpu; at=.*method='head'",
         ),
         ({"inputs": torch.ones(6, 2, dtype=torch.complex64)}, TypeError, "got complex64"),
         ({"inputs": torch.tensor(1.0)}, ValueError, r"inputs must have shape \[B, \*S\]"),
@@ -51,9 +57,29 @@ def call(**changes: Any) -> None:
             r"target\[2\] is 5, outside \[0, 5\)",
         ),
         ({"target": torch.tensor([0, -1, 0, 0, 0, 0])}, IndexError, r"target\[1\] is -1"),
-        ({"method": "sketchy"}, ValueError, "method must be one of 'exact', 'head', got 'sketchy'"),
-        ({"method": None}, ValueError, "method must be one of 'exact', 'head', got None"),
-        ({"mode": "test"}, ValueError, "mode must be one of 'eval', 'train', got 'test'"),
+        (
+            {"method": "sketchy"},
+            ValueError,
+            "method must be one of 'exact', 'projection', 'sketch', 'head', got 'sketchy'",
+        ),
+        ({"method": None}, ValueError, "method must be one of .* got None"),
+        ({"mode": "test"}, ValueError, "mode must be one of 'auto', 'eval', 'train', got 'test'"),
+        (
+            {"jvp": "reverse"},
+            ValueError,
+            "jvp must be one of 'auto', 'forward', 'double_backward', 'finite_difference', got",
+        ),
+        (
+            {"explainer": "lime"},
+            ValueError,
+            "explainer must be one of 'gradient_x_input', .*'lime'",
+        ),
+        ({"explainer": Gradient}, ValueError, "or an object of one of their classes, got <class"),
+        ({"probes": 0}, ValueError, "probes must be at least 1, got 0"),
+        ({"probes": 8.0}, TypeError, r"probes must be an int, got 8\.0"),
+        ({"generator": 7}, TypeError, r"generator must be a torch\.Generator, got 7"),
+        ({"at": "3", "method": "head"}, ValueError, "at must be None with method='head'.* got '3'"),
+        ({"at": "77"}, ValueError, "at must name a module of the model, such as '7', .*got '77'"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
         ({"chunk": 1.5}, TypeError, "chunk must be an int, got 1.5"),
         ({"top_k": 0}, ValueError, r"top_k must be in \[1, 4\].*got 0"),
@@ -96,7 +122,7 @@ class Answer(nn.Module):
         return self.answer(inputs)
 
 
-@pytest.mark.parametrize("method", ["exact", "head"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("answer", "got"),
     [
@@ -119,11 +145,13 @@ def test_lazy_models_are_refused_and_stay_lazy() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"top_k": CLASSES}, {"target": torch.full((6,), 9)}])
-def test_a_refused_call_changes_nothing(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", ["exact", "projection", "sketch"])
+def test_a_refused_call_changes_nothing(changes: dict[str, Any], method: str) -> None:
+    """The explained pass comes first; only that of ``"head"`` is the training forward itself."""
     model = cnn()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises((ValueError, IndexError)):
-        call(model=model, **changes)
+        call(model=model, method=method, **changes)
     for name, value in before.items():
         assert model.state_dict()[name].equal(value), name
     assert all(module.training for module in model.modules())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import introkernels as ik
-from introkernels.explain import class_explanation_stats
+from introkernels.explain import METHODS, class_explanation_stats
 from introkernels.types import ExplanationStats
 
 
@@ -155,7 +155,7 @@ def test_similarity_of_the_target_to_itself_is_one_to_the_last_bit(
     assert dots.equal(sq_norms)
 
 
-@pytest.mark.parametrize("method", ["exact", "head"])
+@pytest.mark.parametrize("method", ["exact", "projection", "head"])
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("ignore_index", [-100, 2])
 def test_ignored_rows_are_zero_and_touch_no_other(
@@ -164,7 +164,7 @@ def test_ignored_rows_are_zero_and_touch_no_other(
     inputs, target = images()
     target[target == 2] = 1
     inputs[1] = torch.nan
-    keywords: dict[str, Any] = {"method": method, "top_k": top_k}
+    keywords: dict[str, Any] = {"method": method, "top_k": top_k, "mode": "eval"}
     live = torch.tensor([True, False, True, True, False, True])
     _, alone = class_explanation_stats(cnn(), inputs[live], target[live], **keywords)
     target[~live] = ignore_index
@@ -187,7 +187,7 @@ def test_nan_stays_in_its_row() -> None:
     assert stats.dots[others].equal(clean.dots[others])
 
 
-@pytest.mark.parametrize("method", ["exact", "head"])
+@pytest.mark.parametrize("method", METHODS)
 def test_no_rows(method: Any) -> None:
     inputs, target = images()
     for top_k, columns in ((None, CLASSES), (2, 3)):

@@ -32,7 +32,9 @@ def test_equals_the_definition_at_features_in_eval_mode(
     inputs, target = images(dtype)
     model = cnn(dtype)
     features = copy.deepcopy(model[:-1]).double().eval()(inputs.double())
-    _, stats = class_explanation_stats(model, inputs, target, method="head", center=center)
+    _, stats = class_explanation_stats(
+        model, inputs, target, method="head", mode="eval", center=center
+    )
     assert_close(stats, by_definition(features, model[-1].weight, target, center), tolerance)
     assert stats.dots.dtype == dtype
     assert not stats.dots.requires_grad
@@ -56,7 +58,9 @@ def _at(stats: ExplanationStats, target: Tensor) -> Tensor:
 def test_top_k_is_the_definition_on_its_classes(center: bool) -> None:
     inputs, target = images()
     model = cnn()
-    _, stats = class_explanation_stats(model, inputs, target, method="head", top_k=3, center=center)
+    _, stats = class_explanation_stats(
+        model, inputs, target, method="head", mode="eval", top_k=3, center=center
+    )
     assert stats.class_index is not None
     features = cnn()[:-1].eval()(inputs)
     expected = ik.reference.explanation_stats(
@@ -69,14 +73,16 @@ def test_top_k_is_the_definition_on_its_classes(center: bool) -> None:
     assert_close(stats, expected, 1e-12)
 
 
-def test_train_mode_takes_the_features_of_the_training_forward() -> None:
+@pytest.mark.parametrize("keywords", [{}, {"mode": "train"}])
+def test_train_mode_takes_the_features_of_the_training_forward(keywords: dict[str, Any]) -> None:
+    """It is the default: nothing but the training forward is run."""
     inputs, target = images()
     model = cnn()
     plain = copy.deepcopy(model)
     torch.manual_seed(11)
     features = plain[:-1](inputs)
     torch.manual_seed(11)
-    logits, stats = class_explanation_stats(model, inputs, target, method="head", mode="train")
+    logits, stats = class_explanation_stats(model, inputs, target, method="head", **keywords)
     assert logits.equal(plain[-1](features))
     assert_close(stats, by_definition(features, model[-1].weight, target), 1e-12)
     for name, value in plain.state_dict().items():

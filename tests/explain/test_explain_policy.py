@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from explain_models import CLASSES, assert_close, cnn, images
 from torch import Tensor, nn
 
-from introkernels.explain import class_explanation_stats
+from introkernels.explain import JVPS, METHODS, class_explanation_stats
 from introkernels.types import ExplanationStats
-
-METHODS = ["exact", "head"]
 
 
 class Stateful(nn.Module):
@@ -82,9 +80,21 @@ def assert_same(got: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert got[key] == wanted[key], key
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_the_call_leaves_what_a_training_forward_leaves(method: Any, top_k: int | None) -> None:
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        *({"method": method, "mode": "eval"} for method in METHODS),
+        *({"method": method, "mode": "eval", "top_k": 2} for method in METHODS),
+        {"method": "exact", "mode": "train"},
+        {"method": "head", "mode": "train"},
+        {"method": "sketch", "explainer": "smoothgrad"},
+        {"method": "exact", "explainer": "integrated_gradients", "mode": "train"},
+        {"method": "sketch", "at": "5"},
+        *({"method": "sketch", "jvp": jvp} for jvp in JVPS[1:]),
+    ],
+    ids=str,
+)
+def test_the_call_leaves_what_a_training_forward_leaves(keywords: dict[str, Any]) -> None:
     inputs, target = images()
     model = model_with_state()
     plain = copy.deepcopy(model)
@@ -93,7 +103,7 @@ def test_the_call_leaves_what_a_training_forward_leaves(method: Any, top_k: int 
     F.cross_entropy(expected, target).backward()
     wanted = state(plain)
     torch.manual_seed(5)
-    logits, _ = class_explanation_stats(model, inputs, target, method=method, top_k=top_k)
+    logits, _ = class_explanation_stats(model, inputs, target, **keywords)
     assert logits.equal(expected)
     assert not inputs.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -106,7 +116,8 @@ def test_the_call_leaves_what_a_training_forward_leaves(method: Any, top_k: int 
     assert_same(state(model), wanted)
 
 
-def test_the_explanation_pass_never_writes_to_buffers() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_explanation_pass_never_writes_to_buffers(method: Any) -> None:
     inputs, target = images()
     model = model_with_state()
     model[2].momentum = 0.0
@@ -116,7 +127,7 @@ def test_the_explanation_pass_never_writes_to_buffers() -> None:
     plain_versions = {name: buffer._version for name, buffer in plain.named_buffers()}
     plain_buffers = dict(plain.named_buffers())
     plain(inputs)
-    class_explanation_stats(model, inputs, target)
+    class_explanation_stats(model, inputs, target, method=method, mode="eval")
     for name, buffer in buffers.items():
         moved = plain_buffers[name]._version - plain_versions[name]
         assert buffer._version - versions[name] == moved, name
@@ -132,7 +143,7 @@ def test_an_error_in_the_explanation_pass_leaves_the_model_as_it_was(method: Any
     buffers = dict(model.named_buffers())
     before = state(model)
     with pytest.raises(RuntimeError, match="not in eval mode"):
-        class_explanation_stats(model, inputs, target, method=method)
+        class_explanation_stats(model, inputs, target, method=method, mode="eval")
     assert_same(state(model), before)
     assert model[0].filled_later is None
     assert not hasattr(model[0], "last_seen")
@@ -141,7 +152,39 @@ def test_an_error_in_the_explanation_pass_leaves_the_model_as_it_was(method: Any
         assert buffer is buffers[name]
 
 
-def test_shared_buffers_stay_shared() -> None:
+class ForwardOnly(torch.autograd.Function):
+    """The identity, for a forward pass without a tangent of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent
+
+
+class Identity(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        result = ForwardOnly.apply(inputs)
+        assert isinstance(result, Tensor)
+        return result
+
+
+@pytest.mark.parametrize("method", ["projection", "sketch"])
+def test_an_error_in_a_product_leaves_the_model_as_it_was(method: Any) -> None:
+    inputs, target = images()
+    model = model_with_state()
+    model.insert(4, Identity())
+    before = state(model)
+    with pytest.raises(RuntimeError, match="jvp"):
+        class_explanation_stats(model, inputs, target, method=method, jvp="forward")
+    assert_same(state(model), before)
+    assert not hasattr(model[0], "late")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shared_buffers_stay_shared(method: Any) -> None:
     class Reader(nn.Module):
         def __init__(self, buffer: Tensor) -> None:
             super().__init__()
@@ -152,22 +195,29 @@ def test_shared_buffers_stay_shared() -> None:
             return inputs * self.counter.clone()
 
     counter = torch.zeros((), dtype=torch.float64)
-    model = nn.Sequential(Reader(counter), Reader(counter))
+    last = nn.Linear(2, 2, bias=False).double()
+    nn.init.eye_(last.weight)
+    model = nn.Sequential(Reader(counter), Reader(counter), last)
     inputs, target = torch.ones(1, 2, dtype=torch.float64), torch.tensor([0])
-    _, stats = class_explanation_stats(model, inputs, target)
+    _, stats = class_explanation_stats(model, inputs, target, method=method)
     # The second reader sees the count of the first one: z = x * 1 * 2.
+    assert stats.dots.tolist() == [[4.0, 0.0]]
     assert stats.sq_norms.tolist() == [[4.0, 4.0]]
     assert model[0].counter is model[1].counter is counter
+    assert counter == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_explanation_pass_leaves_cuda_random_numbers() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_explanation_pass_leaves_cuda_random_numbers(method: Any) -> None:
     inputs, target = images()
     model = model_with_state().cuda()
     torch.cuda.manual_seed(5)
     expected = copy.deepcopy(model)(inputs.cuda())
     torch.cuda.manual_seed(5)
-    logits, _ = class_explanation_stats(model, inputs.cuda(), target.cuda())
+    logits, _ = class_explanation_stats(
+        model, inputs.cuda(), target.cuda(), method=method, mode="eval"
+    )
     assert logits.equal(expected)
 
 
@@ -228,13 +278,3 @@ def test_ignored_rows_have_no_part_in_the_coupled_gradients_of_train_mode() -> N
     others = target[1:] != 2
     torch.testing.assert_close(stats.sq_norms[1:, 2][others], expected[1:][others])
     assert stats.sq_norms[0].eq(0).all()
-
-
-def test_a_model_in_eval_mode_is_run_once() -> None:
-    inputs, target = images()
-    model = nn.Sequential(Stateful(), nn.Flatten(), nn.Linear(72, 5).double()).eval()
-    class_explanation_stats(model, inputs, target)
-    assert model[0].calls == 1
-    model.train()
-    class_explanation_stats(model, inputs, target, mode="train")
-    assert model[0].calls == 2

@@ -65,6 +65,30 @@ def test_resume_needs_no_option_repeated_and_takes_more_seeds(tmp_path, capsys):
     assert "config.json does not describe an experiment" in capsys.readouterr().err
 
 
+def test_explanations_are_chosen_and_audited(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    out = tmp_path / "out"
+    chosen = [*QUICK, "--methods", "standard", "introspective_input", "--out", str(out)]
+    assert cli.main([*chosen, "--explain", "sketch", "head", "--explain-audit"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["methods"]) == ["standard", "introspective_sketch", "introspective_head"]
+    audit = json.loads((out / "explain_audit.json").read_text())
+    assert (audit["method"], audit["seed"], audit["images"]) == ("introspective_sketch", 0, 30)
+    shown = capsys.readouterr().out
+    for state in ("untrained", "trained"):
+        title = f"Explanations, {state} (introspective sketch, seed 0, 30 validation images)"
+        table = shown.partition(title)[2].partition("Recommended: ")
+        assert table[2].startswith(audit[state]["recommended"])
+        rows = {line.split()[0]: line.split() for line in table[0].splitlines() if line.strip()}
+        for row in audit[state]["rows"]:
+            assert rows[row["method"]][1] == f"{row['correlation']:.3f}"
+            assert rows[row["method"]][5] == f"{1000 * row['seconds']:.1f}"
+
+    resumed = ["train", "--out", str(out), "--resume", "--no-progress", "--workers", "1"]
+    assert cli.main([*resumed, "--explain", "exact"]) == 2
+    assert "methods: introspective_sketch introspective_head there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,6 +100,8 @@ def test_resume_needs_no_option_repeated_and_takes_more_seeds(tmp_path, capsys):
         (["--train-size", "5000"], "the data set has 1797 images"),
         (["--label-smoothing.amount", "2"], "label_smoothing.amount: got 2.0"),
         (["--introspective-head.temperature", "-1"], "temperature"),
+        (["--introspective-sketch.probes", "0"], "introspective_sketch.probes: got 0"),
+        (["--explain", "magic"], "explain: got 'magic', expected one of exact, sketch"),
         (["--device", "quantum"], "quantum can't be used here"),
     ],
 )
@@ -110,6 +136,9 @@ def test_help_lists_every_option_with_its_default():
         "--checkpoint-every",
         "--label-smoothing.amount",
         "--introspective-input.temperature",
+        "--introspective-sketch.probes",
+        "--explain",
+        "--explain-audit",
         "(default: 4.0)",
     ):
         assert expected in text

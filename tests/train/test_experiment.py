@@ -184,6 +184,45 @@ def test_runs_without_configuration_are_not_adopted(tiny, train, tmp_path):
         train(tiny, resume=True)
 
 
+def test_a_sketch_resumes_in_the_middle_with_the_same_probes(tiny, train, tmp_path, monkeypatch):
+    config = change(tiny, methods=("introspective_sketch",), seeds=1)
+    train(config, "whole", checkpoint_every=1)
+    train_epoch = Run.train_epoch
+
+    def stop_in_the_second(run):
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "train_epoch", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, checkpoint_every=1)
+    torch.manual_seed(5)
+    train(config, resume=True, checkpoint_every=1)
+    assert_same_outcome(tmp_path / "out", tmp_path / "whole")
+
+
+def test_explanations_replace_the_introspective_methods_alone(tiny):
+    config = tiny.explained_by(("sketch", "exact"))
+    assert config.methods == ("standard", "introspective_sketch", "introspective_input")
+    assert change(config, methods=tiny.methods) == tiny
+    assert config.explained_by(("head",)).methods == tiny.methods
+
+
+@pytest.mark.parametrize(
+    ("explanations", "message"),
+    [
+        (("exact", "magic"), "explain: got 'magic', expected one of exact, sketch, projection, h"),
+        (("head", "head"), "explain: got .'head', 'head'., expected .* none of them twice"),
+        ((), "explain: got .., expected at least one"),
+    ],
+)
+def test_unknown_explanations_are_refused(tiny, explanations, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny.explained_by(explanations)
+
+
 def test_only_one_process_trains_in_a_directory(tiny, train, tmp_path):
     with (
         files.only_writer(tmp_path / "out"),

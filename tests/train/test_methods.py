@@ -10,11 +10,13 @@ import introkernels as ik
 from introkernels.train.config import TrainConfig
 from introkernels.train.data import load_dataset
 from introkernels.train.engine import Run
-from introkernels.train.methods import METHODS
+from introkernels.train.methods import BY_EXPLANATION, METHODS
 from introkernels.train.methods.base import REGISTRY, LossOutput, Method, register
 from introkernels.train.methods.confidence_penalty import ConfidencePenalty
 from introkernels.train.methods.introspective_head import IntrospectiveHead
 from introkernels.train.methods.introspective_input import IntrospectiveInput
+from introkernels.train.methods.introspective_projection import IntrospectiveProjection
+from introkernels.train.methods.introspective_sketch import IntrospectiveSketch
 from introkernels.train.methods.label_smoothing import LabelSmoothing
 from introkernels.train.methods.standard import Standard
 from introkernels.train.models import SmallCNN
@@ -43,8 +45,16 @@ def test_registry_holds_the_methods_standard_first():
         "label_smoothing",
         "introspective_head",
         "introspective_input",
+        "introspective_projection",
+        "introspective_sketch",
     ]
     assert all(method.summary for method in METHODS.values())
+
+
+def test_every_explanation_has_its_training_method():
+    assert list(BY_EXPLANATION) == ["exact", "sketch", "projection", "head"]
+    assert set(BY_EXPLANATION) == set(ik.explain.METHODS)
+    assert set(BY_EXPLANATION.values()) == {n for n in METHODS if METHODS[n].introspective}
 
 
 def test_registering_a_name_twice_is_refused():
@@ -110,6 +120,38 @@ def test_introspective_head_is_the_definition_on_gradients_at_the_features(batch
     torch.testing.assert_close(method.loss(model, inputs, target).loss, expected)
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_introspective_projection_is_the_definition_on_gradients_at_the_input(batch, center):
+    model, inputs, target = batch
+    logits, gradients = explanations(model, inputs)
+    method = IntrospectiveProjection(temperature=2.0, center=center)
+    expected = ik.reference.introspective_loss(
+        logits,
+        target,
+        gradients,
+        inputs,
+        temperature=2.0,
+        similarity="projection",
+        center=center,
+    )
+    torch.testing.assert_close(method.loss(model, inputs, target).loss, expected)
+
+
+def test_introspective_sketch_nears_the_definition_and_is_drawn_from_torchs_generator(batch):
+    model, inputs, target = batch
+    exact = IntrospectiveInput().loss(model, inputs, target).parts["kl"]
+
+    def kl(probes):
+        torch.manual_seed(3)
+        return IntrospectiveSketch(probes=probes).loss(model, inputs, target).parts["kl"]
+
+    few, many = kl(2), kl(200)
+    assert 0 < (many - exact).abs() < 0.3 * (few - exact).abs()
+    assert torch.equal(kl(2), few)
+    next_draw = IntrospectiveSketch(probes=2).loss(model, inputs, target).parts["kl"]
+    assert not torch.equal(next_draw, few)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_reaches_every_parameter_and_logits_do_not_need_a_graph(batch, name):
     model, inputs, target = batch
@@ -140,6 +182,11 @@ def test_every_method_learns(name):
         (lambda: ConfidencePenalty(strength=-1), r"confidence_penalty.strength: got -1"),
         (lambda: IntrospectiveInput(temperature=0.0), "temperature"),
         (lambda: IntrospectiveHead(label_mode="hard"), "label_mode"),
+        (
+            lambda: IntrospectiveProjection(similarity="cosine"),
+            r"introspective_projection.similarity: got 'cosine', expected 'projection'",
+        ),
+        (lambda: IntrospectiveSketch(probes=0), r"introspective_sketch.probes: got 0, expected at"),
     ],
 )
 def test_bad_hyperparameters_are_refused_when_made(make, message):

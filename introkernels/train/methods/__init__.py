@@ -37,4 +37,12 @@ METHODS: dict[str, type[Method]] = {
 }
 """Every method by name: `standard`, then the other baselines, then the introspective ones."""
 
-__all__ = ["METHODS", "LossOutput", "Method", "register"]
+BY_EXPLANATION: dict[str, str] = {
+    "exact": "introspective_input",
+    "sketch": "introspective_sketch",
+    "projection": "introspective_projection",
+    "head": "introspective_head",
+}
+"""The training method that uses each method of `introkernels.explain`."""
+
+__all__ = ["BY_EXPLANATION", "METHODS", "LossOutput", "Method", "register"]

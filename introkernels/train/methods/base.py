@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from introkernels.train.models import Classifier
+from introkernels.train.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""What the introspective methods share: the hyperparameters of the loss."""
+"""What the introspective methods share: the hyperparameters of the loss, and its steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 import introkernels as ik
-from introkernels.train.methods.base import Method
+from introkernels.train.classifier import Classifier
+from introkernels.train.methods.base import LossOutput, Method
 from introkernels.types import LabelMode, Similarity
 
 
@@ -52,3 +55,16 @@ class Introspective(Method):
             "label_mode": self.label_mode,
             "non_target_mass": self.non_target_mass,
         }
+
+    def explained_loss(
+        self, model: Classifier, inputs: Tensor, target: Tensor, **how: Any
+    ) -> LossOutput:
+        """The loss with soft labels from the explanations of the whole model.
+
+        ``how`` are the keyword arguments of ``class_explanation_stats``, `center` left out.
+        """
+        logits, stats = ik.explain.class_explanation_stats(
+            model, inputs, target, center=self.center, **how
+        )
+        parts = ik.similarity_loss(logits, target, stats, return_parts=True, **self.keywords)
+        return LossOutput(parts.loss, logits, {"ce": parts.ce, "kl": parts.kl})

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import introkernels as ik
+from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput, register
 from introkernels.train.methods.introspective import Introspective
-from introkernels.train.models import Classifier
 
 
 @register("introspective_head")

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-import introkernels as ik
+from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput, register
 from introkernels.train.methods.introspective import Introspective
-from introkernels.train.models import Classifier
 
 
 @register("introspective_input")
@@ -24,8 +23,4 @@ class IntrospectiveInput(Introspective):
     )
 
     def loss(self, model: Classifier, inputs: Tensor, target: Tensor) -> LossOutput:
-        logits, stats = ik.explain.class_explanation_stats(
-            model, inputs, target, method="exact", center=self.center
-        )
-        parts = ik.similarity_loss(logits, target, stats, return_parts=True, **self.keywords)
-        return LossOutput(parts.loss, logits, {"ce": parts.ce, "kl": parts.kl})
+        return self.explained_loss(model, inputs, target, method="exact")

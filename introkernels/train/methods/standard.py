@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
+from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput, Method, register
-from introkernels.train.models import Classifier
 
 
 @register("standard")

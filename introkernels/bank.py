@@ -1,0 +1,104 @@
+"""A memory of which classes a model finds alike: soft labels that don't hang on one example."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, all_reduce
+
+from introkernels.explain.similarities import similarities
+from introkernels.types import ExplanationStats, Similarity
+
+
+class SimilarityBank:
+    """A class-by-class exponential moving average of similarities.
+
+    The entry of a true class and another one is ``m * entry + (1 - m) * mean`` over the rows of a
+    batch that show the two; the first mean is taken as it is. A pair that was never seen counts as
+    not alike. Nothing waits for a GPU, and sums have a fixed order.
+
+    Args:
+        momentum: ``m``, in [0, 1).
+        similarity: what is averaged; `introkernels.explain.similarities` defines it.
+    """
+
+    def __init__(self, momentum: float, similarity: Similarity) -> None:
+        self.momentum = momentum
+        self.similarity = similarity
+        self._mean: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """``[C, C]`` float32 (float64 for such statistics), row = true class; None before the first
+        update."""
+        return self._mean
+
+    def update(
+        self,
+        stats: ExplanationStats,
+        target: Tensor,
+        num_classes: int,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            stats: statistics ``[B, K]``.
+            target: ``[B]`` int64; rows with a target that is no class have no part.
+            num_classes: C.
+            group: the processes whose batches make up one.
+        """
+        with torch.autocast(target.device.type, enabled=False), torch.no_grad():
+            self._update(stats, target, num_classes, group)
+
+    def _update(
+        self,
+        stats: ExplanationStats,
+        target: Tensor,
+        num_classes: int,
+        group: ProcessGroup | None,
+    ) -> None:
+        found = similarities(stats, target, similarity=self.similarity)
+        usable = found.isfinite() & ((target >= 0) & (target < num_classes))[:, None]
+        found, usable = torch.where(usable, found, 0), usable.to(found.dtype)
+        if stats.class_index is not None:
+            nothing = found.new_zeros(len(found), num_classes)
+            found = nothing.scatter(1, stats.class_index, found)
+            usable = nothing.scatter(1, stats.class_index, usable)
+        rows = (torch.arange(num_classes, device=target.device)[:, None] == target).to(found.dtype)
+        sums = torch.stack([rows @ found, rows @ usable])
+        if group is not None:
+            all_reduce(sums, group=group)
+        total, count = sums
+        if self._mean is None or self._seen is None:
+            self._mean = torch.eye(num_classes, dtype=found.dtype, device=found.device)
+            self._seen = torch.zeros_like(self._mean, dtype=torch.bool)
+        # A state that was loaded may lie elsewhere.
+        before, seen = self._mean.to(total), self._seen.to(total.device)
+        mean = total / count.clamp(min=1)
+        moved = torch.where(seen, torch.lerp(mean, before, self.momentum), mean)
+        self._mean = torch.where(count > 0, moved, before)
+        self._seen = seen | (count > 0)
+
+    def stats(self, target: Tensor) -> ExplanationStats:
+        """Statistics ``[B, C]`` whose similarities, of either kind, are the rows of the targets.
+
+        Raises:
+            RuntimeError: before the first update.
+        """
+        if self._mean is None:
+            raise RuntimeError("the similarity bank is empty before its first update")
+        known = (target >= 0) & (target < len(self._mean))
+        dots = self._mean.to(target.device)[torch.where(known, target, 0)]
+        return ExplanationStats(dots, torch.ones_like(dots))
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` takes; empty before the first update."""
+        if self._mean is None or self._seen is None:
+            return {}
+        return {"mean": self._mean, "seen": self._seen}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._mean, self._seen = state.get("mean"), state.get("seen")

@@ -1,0 +1,242 @@
+"""The loss of a training loop: runs a model, explains it, and gives its introspective loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from introkernels import checks
+from introkernels.bank import SimilarityBank
+from introkernels.explain.explainers import Explainer, explainer_of
+from introkernels.explain.jvp import JVPS, Jvp
+from introkernels.explain.network import logits_of
+from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
+from introkernels.functional import similarity_loss
+from introkernels.modules import SimilarityLoss
+from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+
+
+class IntrospectiveObjective(nn.Module):
+    """``loss = objective(inputs, target)``: a training loop's forward pass and its loss.
+
+    >>> objective = introkernels.IntrospectiveObjective(model)
+    >>> loss = objective(images, labels)
+    >>> loss.backward()
+
+    The model is not part of this module: ``parameters()``, ``to``, ``train`` and the like don't
+    reach it. ``state_dict`` holds the number of steps and the similarity bank.
+
+    A step is a call where gradient mode is on. Other calls (validation) give the loss of the
+    current step, with explanations of their own unless there is a filled bank, and change nothing.
+
+    Args:
+        model: maps its inputs to logits ``[B, C]``.
+        method: how the model is explained. The default costs as much for 1000 classes as for 10;
+            see `introkernels.explain.class_explanation_stats`, which also explains ``explainer``,
+            ``at``, ``probes``, ``chunk``, ``top_k``, ``mode``, ``jvp``, ``generator`` and
+            ``center``.
+        every: explain at steps 0, ``every``, ``2 * every``, ... only. The steps between have no
+            soft labels and keep the cross entropy with its weight, unless there is a bank.
+        warmup_steps: at step ``i``, counted from 0, the soft labels have
+            ``min(1, i / warmup_steps)`` of their weight. Where that is 0 and there is no bank,
+            nothing is explained.
+        bank_momentum: if given, in [0, 1): soft labels come from a class-by-class exponential
+            moving average of the similarities, which each explained step updates first. Under
+            DistributedDataParallel all processes update one and the same.
+        similarity: ``"cosine"``, or ``"projection"``, which is the default (and the only one) of
+            ``method="projection"``.
+        temperature, similarity_temperature, ce_weight, kl_weight, label_mode, non_target_mass,
+            weight, ignore_index, label_smoothing, reduction, return_parts: keywords of
+            `introkernels.SimilarityLoss`, which is the attribute ``loss``.
+
+    Attributes:
+        model: the model.
+        loss: the `SimilarityLoss`; its keywords may be changed between steps.
+        step: steps done.
+        logits: ``[B, C]``, detached, of the last call; None before.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type or value, here or in the call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        method: Method = "sketch",
+        explainer: str | Explainer = "gradient_x_input",
+        at: str | None = None,
+        probes: int = 8,
+        chunk: int | None = None,
+        top_k: int | None = None,
+        mode: Mode = "auto",
+        jvp: Jvp = "auto",
+        generator: torch.Generator | None = None,
+        every: int = 1,
+        warmup_steps: int = 0,
+        bank_momentum: float | None = None,
+        temperature: float = 4.0,
+        similarity_temperature: float = 1.0,
+        ce_weight: float = 0.7,
+        kl_weight: float = 0.3,
+        similarity: Similarity | None = None,
+        label_mode: LabelMode = "softmax",
+        non_target_mass: float = 0.1,
+        center: bool = False,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        return_parts: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {checks.describe(model)}")
+        checks.choice("method", method, METHODS)
+        checks.choice("mode", mode, MODES)
+        checks.choice("jvp", jvp, JVPS)
+        checks.flag("center", center)
+        if similarity is None:
+            similarity = "projection" if method == "projection" else "cosine"
+        if method == "projection" and similarity == "cosine":
+            raise ValueError(
+                "similarity must be 'projection' with method='projection', which knows the length "
+                "of no explanation but the target's, got 'cosine'"
+            )
+        if bank_momentum is not None and checks.non_negative("bank_momentum", bank_momentum) >= 1:
+            raise ValueError(f"bank_momentum must be in [0, 1) or None, got {bank_momentum!r}")
+        # In a tuple, so that the model's parameters are not this module's.
+        self._model = (model,)
+        self._explanation: dict[str, Any] = {
+            "method": method,
+            "explainer": explainer_of(explainer),
+            "at": at,
+            "probes": checks.positive_integer("probes", probes),
+            "chunk": None if chunk is None else checks.positive_integer("chunk", chunk),
+            "top_k": None if top_k is None else checks.positive_integer("top_k", top_k),
+            "mode": mode,
+            "jvp": jvp,
+            "generator": generator,
+            "center": center,
+        }
+        self.every = checks.positive_integer("every", every)
+        if checks.integer("warmup_steps", warmup_steps) < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
+        self.warmup_steps = warmup_steps
+        self.loss = SimilarityLoss(
+            temperature=temperature,
+            similarity_temperature=similarity_temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            similarity=similarity,
+            label_mode=label_mode,
+            non_target_mass=non_target_mass,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            return_parts=return_parts,
+        )
+        self._bank = (
+            None if bank_momentum is None else SimilarityBank(float(bank_momentum), similarity)
+        )
+        self.step = 0
+        self.logits: Tensor | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self._model[0]
+
+    @property
+    def bank(self) -> Tensor | None:
+        """Similarities ``[C, C]``, row = true class; None without a bank, or if it is empty."""
+        return None if self._bank is None else self._bank.matrix
+
+    def forward(self, inputs: Tensor | tuple[Any, ...], target: Tensor) -> Tensor | LossParts:
+        """The loss of a batch.
+
+        Args:
+            inputs: ``[B, *S]``, or a tuple of the model's arguments.
+            target: ``[B]`` int64.
+        """
+        counts = torch.is_grad_enabled()
+        share = 1.0 if self.warmup_steps == 0 else min(1.0, self.step / self.warmup_steps)
+        logits, stats = self._explained(inputs, target, counts, share)
+        self.logits = logits.detach()
+        result: Tensor | LossParts
+        if stats is None:
+            result = self._cross_entropy(logits, target)
+        else:
+            keywords = self.loss.keywords()
+            keywords["kl_weight"] *= share
+            result = similarity_loss(logits, target, stats, **keywords)
+        self.step += counts
+        return result
+
+    def _explained(
+        self, inputs: Tensor | tuple[Any, ...], target: Tensor, counts: bool, share: float
+    ) -> tuple[Tensor, ExplanationStats | None]:
+        """Logits with the training graph, and the statistics of soft labels if there are any."""
+        bank = self._bank
+        if counts:
+            explains = self.step % self.every == 0 and (bank is not None or share > 0)
+        else:
+            explains = share > 0 and (bank is None or bank.matrix is None)
+        if not explains:
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            logits = logits_of(self.model(*arguments), len(target))
+            filled = bank is not None and bank.matrix is not None
+            return logits, bank.stats(target) if bank is not None and filled else None
+        logits, stats = class_explanation_stats(
+            self.model, inputs, target, ignore_index=self.loss.ignore_index, **self._explanation
+        )
+        if bank is None or not counts:
+            return logits, stats
+        bank.update(stats, target, logits.shape[1], self._group())
+        return logits, bank.stats(target)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor | LossParts:
+        """The loss without soft labels, whose divergence is told as 0."""
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        nothing = torch.zeros_like(logits, dtype=dtype)
+        keywords = {**self.loss.keywords(), "kl_weight": 0.0}
+        stats = ExplanationStats(nothing, nothing)
+        result: Tensor | LossParts = similarity_loss(logits, target, stats, **keywords)
+        if isinstance(result, LossParts):
+            return LossParts(result.loss, result.ce, torch.zeros_like(result.kl))
+        return result
+
+    def _group(self) -> Any:
+        model = self.model
+        return model.process_group if isinstance(model, DistributedDataParallel) else None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of steps and the bank, for ``state_dict``."""
+        return {"step": self.step, "bank": {} if self._bank is None else self._bank.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``.
+
+        Raises:
+            ValueError: it has a bank and this objective has none.
+        """
+        if self._bank is not None:
+            self._bank.restore(state["bank"])
+        elif state["bank"]:
+            raise ValueError(
+                "bank_momentum must be given to load a state with a similarity bank, got None"
+            )
+        self.step = state["step"]
+
+    def extra_repr(self) -> str:
+        options = {
+            "method": self._explanation["method"],
+            "every": self.every,
+            "warmup_steps": self.warmup_steps,
+            "bank_momentum": None if self._bank is None else self._bank.momentum,
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
