@@ -12,7 +12,6 @@ from introkernels import checks
 from introkernels.bank import SimilarityBank
 from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.jvp import JVPS, Jvp
-from introkernels.explain.network import logits_of
 from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
 from introkernels.functional import similarity_loss
 from introkernels.modules import SimilarityLoss
@@ -188,7 +187,8 @@ class IntrospectiveObjective(nn.Module):
             explains = share > 0 and (bank is None or bank.matrix is None)
         if not explains:
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-            logits = logits_of(self.model(*arguments), len(target))
+            logits = self.model(*arguments)
+            checks.logits_and_target(logits, target)
             filled = bank is not None and bank.matrix is not None
             return logits, bank.stats(target) if bank is not None and filled else None
         logits, stats = class_explanation_stats(

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from types import CodeType
 from typing import Any
@@ -63,6 +63,8 @@ def _code(member: object) -> CodeType | None:
         member = member.fget
     elif isinstance(member, (staticmethod, classmethod)):
         member = member.__func__
+    elif isinstance(member, cached_property):
+        member = member.func
     code = getattr(inspect.unwrap(member) if callable(member) else None, "__code__", None)
     return code if isinstance(code, CodeType) else None
 
@@ -70,7 +72,7 @@ def _code(member: object) -> CodeType | None:
 def _names_mode(code: CodeType | None) -> bool:
     """Whether a function, or one defined within it, has the name ``training`` in its code."""
     return code is not None and (
-        "training" in code.co_names
+        "training" in (*code.co_names, *code.co_consts)
         or any(_names_mode(inner) for inner in code.co_consts if isinstance(inner, CodeType))
     )
 

@@ -225,20 +225,21 @@ def test_activation_checkpoints_are_recomputed_in_the_explained_state(method: An
 
 
 @pytest.mark.parametrize(
-    ("method", "mode"),
+    ("method", "mode", "training"),
     [
-        ("exact", "eval"),
-        ("exact", "train"),
-        ("projection", "eval"),
-        ("sketch", "eval"),
-        ("head", "train"),
+        ("exact", "eval", True),
+        ("exact", "train", True),
+        ("projection", "eval", True),
+        ("sketch", "eval", True),
+        ("sketch", "eval", False),
+        ("head", "train", True),
     ],
 )
-def test_a_distributed_model(tmp_path: Path, method: Any, mode: Any) -> None:
+def test_a_distributed_model(tmp_path: Path, method: Any, mode: Any, training: bool) -> None:
     passes: list[str] = []
     keywords: dict[str, Any] = {"method": method, "mode": mode}
     inputs, target = images()
-    model = cnn()
+    model = cnn().train(training)
     model[3].p = 0.0
     _, expected = explain(copy.deepcopy(model), inputs, target, **keywords)
     plain = copy.deepcopy(model)

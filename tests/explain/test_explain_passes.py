@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from explain_models import CLASSES, assert_close, token_transformer, tokens, transformer, vectors
+from explain_models import (
+    CLASSES,
+    assert_close,
+    images,
+    token_transformer,
+    tokens,
+    transformer,
+    vectors,
+)
 from torch import Tensor, nn
 
 from introkernels.explain import class_explanation_stats
@@ -178,3 +186,78 @@ def test_what_forward_mode_does_not_see_as_a_constant_is_refused() -> None:
         model, inputs, target, method="projection", jvp="double_backward"
     )
     assert (stats.dots - exact.dots).norm() <= 1e-12 * exact.dots.norm()
+
+
+class RoundedInSmallRows(torch.autograd.Function):
+    """The identity, with a tangent that is off by half its size in rows of small numbers."""
+
+    @staticmethod
+    def forward(inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        context.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+    @staticmethod
+    def jvp(context: Any, *tangents: Any) -> Any:
+        (inputs,) = context.saved_tensors
+        return tangents[0] * torch.where(inputs.abs().amax(1, keepdim=True) < 0.1, 1.5, 1)
+
+
+@pytest.mark.parametrize("small", [1, 6])
+def test_one_rows_rounding_does_not_refuse_the_batch(small: int) -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, CLASSES)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.linear(RoundedInSmallRows.apply(inputs))
+
+    inputs, target = rows_of(8)
+    inputs[:small] /= 1000
+    model = Rounded().double()
+    if small < len(inputs):
+        class_explanation_stats(model, inputs, target, method="projection", jvp="forward")
+        return
+    with pytest.raises(ValueError, match="two ways to compute the target's disagree"):
+        class_explanation_stats(model, inputs, target, method="projection", jvp="forward")
+
+
+class Tanh(nn.Module):
+    """Writes to what it gets; a second time gives other numbers, unlike ReLU."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.tanh_()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_outputs_kept_from_pass_to_pass_are_not_those_that_the_model_wrote_to(norm: bool) -> None:
+    inputs, target = images()
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)] if norm else [nn.Conv2d(2, 4, 3)]
+    model = nn.Sequential(*layers, Tanh(), nn.Flatten(), nn.Linear(64, CLASSES)).double().eval()
+    of_each_way = [
+        class_explanation_stats(
+            model, inputs, target, method="sketch", jvp=jvp, generator=torch.Generator()
+        )[1]
+        for jvp in ("forward", "double_backward")
+    ]
+    assert_close(of_each_way[0], of_each_way[1], 1e-12)
+
+
+def test_running_out_of_memory_is_no_missing_derivative() -> None:
+    class Large(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if torch.autograd.forward_ad.unpack_dual(inputs).tangent is not None:
+                raise torch.OutOfMemoryError("no memory left")
+            return super().forward(inputs)
+
+    inputs, target = rows_of(8)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        class_explanation_stats(Large(8, CLASSES).double(), inputs, target, method="projection")

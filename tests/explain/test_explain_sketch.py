@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import introkernels as ik
 from introkernels.explain import class_explanation_stats
+from introkernels.explain.probes import random_signs
 from introkernels.types import ExplanationStats
 
 
@@ -41,8 +42,8 @@ def test_norms_are_unbiased(name: str, keywords: dict[str, Any]) -> None:
     """A two-sided z-test of each class's mean over 3000 independent estimates.
 
     It would be wrong once in a million, all classes together, if seeds were drawn anew: they are
-    fixed. The standard error is at most 2 % of a norm's residual, so that a bias of 10 % of it is
-    caught, such as from a mean over one probe too few of eight, or a missing term.
+    fixed. The standard error is at most 2 % of a norm's residual, so that a bias of 15 % of it is
+    caught, such as that of a missing term or of a mean over one probe too few.
     """
     make, data = NETWORKS[name]
     inputs, target = data(rows=1)
@@ -50,10 +51,8 @@ def test_norms_are_unbiased(name: str, keywords: dict[str, Any]) -> None:
     repeats, probes = 3000, 2
     known = exact(model, inputs, target, **keywords)
     # Copies of one row draw probes of their own.
-    many = sketch(
-        model, inputs.expand(repeats, *inputs.shape[1:]), target.expand(repeats), probes=probes,
-        **keywords,
-    )  # fmt: skip
+    copies = inputs.expand(repeats, *inputs.shape[1:])
+    many = sketch(model, copies, target.expand(repeats), probes=probes, **keywords)
     torch.testing.assert_close(many.dots, known.dots.expand(repeats, -1), rtol=1e-10, atol=1e-12)
     others = torch.arange(CLASSES) != target
     errors = (many.sq_norms - known.sq_norms)[:, others]
@@ -71,25 +70,22 @@ def test_norms_are_unbiased(name: str, keywords: dict[str, Any]) -> None:
 
 
 def test_the_error_of_cosines_falls_as_one_over_the_root_of_probes() -> None:
-    inputs, target = images(rows=40)
+    inputs, target = images(rows=60)
     model = cnn().eval()
     known = other_cosines(exact(model, inputs, target), target)
     counts = [4, 16, 64, 256]
     errors = torch.stack(
         [
-            (other_cosines(sketch(model, inputs, target, probes=n), target) - known)
-            .square()
-            .mean()
-            .sqrt()
+            (other_cosines(sketch(model, inputs, target, probes=n), target) - known).abs().mean()
             for n in counts
         ]
     )
-    steps = torch.tensor(counts, dtype=torch.float64).log()
-    slope = torch.linalg.lstsq(
-        torch.stack([steps, torch.ones_like(steps)], 1), errors.log()[:, None]
-    ).solution[0, 0]
-    # Its own standard error is about 0.02: each of the logarithms has one of 0.06.
-    assert -0.58 < slope < -0.42
+    logarithms = torch.tensor(counts, dtype=torch.float64).log()
+    design = torch.stack([logarithms, torch.ones_like(logarithms)], 1)
+    slope = torch.linalg.lstsq(design, errors.log()[:, None]).solution[0, 0]
+    # Over other seeds it is -0.534 with a standard deviation of 0.013: few probes leave a skewed
+    # error, a little larger than the law that many probes follow.
+    assert -0.59 < slope < -0.47
 
 
 def correlation(model: nn.Module, inputs: Tensor, target: Tensor) -> float:
@@ -205,8 +201,6 @@ def test_the_packages_generator_starts_from_the_seed_and_leaves_the_trainings_al
 
 
 def test_probes_are_independent_signs() -> None:
-    from introkernels.explain.probes import random_signs
-
     signs = random_signs(torch.empty(4, 10_000, dtype=torch.float16), seeded())
     assert signs.dtype == torch.float16
     assert signs.abs().eq(1).all()
