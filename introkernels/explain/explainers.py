@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy
@@ -60,7 +60,7 @@ class Gradient(Explainer):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a baseline of tensors has no truth value
 class IntegratedGradients(Explainer):
     """``E_c = (x - b) * integral of dz_c/dx from b to x`` (Sundararajan et al. 2017,
     arXiv:1703.01365), by Gauss-Legendre quadrature. Costs ``steps`` times the passes.
@@ -75,7 +75,7 @@ class IntegratedGradients(Explainer):
     """
 
     steps: int = 16
-    baseline: float | Tensor | tuple[float | Tensor, ...] = field(default=0.0, compare=False)
+    baseline: float | Tensor | tuple[float | Tensor, ...] = 0.0
 
     def __post_init__(self) -> None:
         checks.positive_integer("steps", self.steps)

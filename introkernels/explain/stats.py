@@ -95,12 +95,12 @@ def class_explanation_stats(
             it leaves training flags, buffers, module attributes, random number generators and
             ``.grad`` as they were. ``"train"``: the training forward pass itself, with its one
             dropout mask. Where BatchNorm couples the rows of a batch, a gradient is then that of
-            the logits summed over the batch's rows, and depends on the other rows; only ``"exact"``
-            and ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are
+            the logits summed over the batch's rows, and depends on the other rows (with ``top_k``,
+            of each row's own k-th class); only ``"exact"`` and ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are
             the training's own, else ``"eval"``.
         jvp: how Jacobian-vector products are made. ``"forward"``: dual numbers, about two forward
             passes each. ``"double_backward"``: exact too, for models without forward-mode
-            derivatives. ``"finite_difference"``: two forward passes each, good to about three
+            derivatives. ``"finite_difference"``: two forward passes each, good to two or three
             digits in float32, for models with neither. ``"auto"``: the first of these that the
             model supports; a warning tells if it is not ``"forward"``.
         generator: of the random numbers of ``"sketch"`` and of SmoothGrad, on the device of the

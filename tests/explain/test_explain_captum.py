@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import introkernels as ik
 from introkernels.explain import class_explanation_stats
+from introkernels.types import ExplanationStats
 
 
 class WithCoordinate(nn.Module):
@@ -82,6 +83,25 @@ def test_exact_is_input_x_gradient_of_a_batch_that_is_normalised_together() -> N
     # Not what running statistics give.
     in_eval_mode = attributions(captum.attr.InputXGradient(resnet().eval()), inputs)
     assert (expected - in_eval_mode).norm() > 0.1 * expected.norm()
+
+
+def test_an_ignored_row_has_no_part_in_what_is_normalised_together() -> None:
+    inputs, target = NETWORKS["resnet"][1]()
+    target[:] = 3
+    target[1] = -100
+    live = target != -100
+    leaf = inputs.clone().requires_grad_()
+    logits = resnet()(leaf)
+    expected = torch.stack(
+        [
+            (torch.autograd.grad(logits[live, c].sum(), leaf, retain_graph=True)[0] * inputs)[live]
+            for c in range(CLASSES)
+        ],
+        1,
+    ).flatten(2)
+    _, stats = class_explanation_stats(resnet(), inputs, target, mode="train")
+    of_live = ExplanationStats(stats.dots[live], stats.sq_norms[live])
+    assert_close(of_live, dense_stats(expected, target[live]), 1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

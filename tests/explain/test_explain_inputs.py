@@ -244,6 +244,36 @@ def test_the_logits_train_what_is_before_the_module(method: Any) -> None:
         assert not model.embedding._forward_hooks
 
 
+class Overwriting(nn.Module):
+    """Writes to its input, so that a pass that got another's would start from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = cnn()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs.mul_(1.5).add_(0.1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("explainer", ["gradient_x_input", "integrated_gradients", "smoothgrad"])
+@pytest.mark.parametrize("jvp", ["forward", "double_backward", "finite_difference"])
+def test_a_model_that_writes_to_its_input(method: Any, explainer: str, jvp: Any) -> None:
+    class Plain(Overwriting):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.model(inputs * 1.5 + 0.1)
+
+    inputs, target = images()
+    keywords: dict[str, Any] = {"method": method, "explainer": explainer, "probes": 2, "jvp": jvp}
+    _, expected = class_explanation_stats(
+        Plain().eval(), inputs, target, generator=seeded(), **keywords
+    )
+    _, stats = class_explanation_stats(
+        Overwriting().eval(), inputs.clone(), target, generator=seeded(), **keywords
+    )
+    assert_close(stats, expected, 1e-9 if jvp == "finite_difference" else 1e-12)
+
+
 class Recurring(nn.Module):
     """Runs one module twice, another one never, and has modules with outputs of all kinds."""
 
