@@ -96,8 +96,8 @@ def class_explanation_stats(
             ``.grad`` as they were. ``"train"``: the training forward pass itself, with its one
             dropout mask. Where BatchNorm couples the rows of a batch, a gradient is then that of
             the logits summed over the batch's rows, and depends on the other rows (with ``top_k``,
-            of each row's own k-th class); only ``"exact"`` and ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are
-            the training's own, else ``"eval"``.
+            of each row's own k-th class); only ``"exact"`` and ``"head"`` can do that. ``"auto"``:
+            ``"train"`` for ``"head"``, whose features are the training's own, else ``"eval"``.
         jvp: how Jacobian-vector products are made. ``"forward"``: dual numbers, about two forward
             passes each. ``"double_backward"``: exact too, for models without forward-mode
             derivatives. ``"finite_difference"``: two forward passes each, good to two or three
