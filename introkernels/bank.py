@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
+from introkernels import checks
 from introkernels.explain.similarities import similarities
 from introkernels.types import ExplanationStats, Similarity
 
@@ -19,12 +20,10 @@ class SimilarityBank:
 
     Args:
         momentum: ``m``, in [0, 1).
-        similarity: what is averaged; `introkernels.explain.similarities` defines it.
     """
 
-    def __init__(self, momentum: float, similarity: Similarity) -> None:
+    def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-        self.similarity = similarity
         self._mean: Tensor | None = None
         self._seen: Tensor | None = None
 
@@ -39,47 +38,68 @@ class SimilarityBank:
         stats: ExplanationStats,
         target: Tensor,
         num_classes: int,
+        *,
+        similarity: Similarity,
+        ignore_index: int,
         group: ProcessGroup | None = None,
     ) -> None:
         """Take in a batch.
 
         Args:
             stats: statistics ``[B, K]``.
-            target: ``[B]`` int64; rows with a target that is no class have no part.
+            target: ``[B]`` int64; rows with ``ignore_index`` or no class have no part.
             num_classes: C.
+            similarity: what is averaged; `introkernels.explain.similarities` defines it.
+            ignore_index: see ``target``.
             group: the processes whose batches make up one.
+
+        Raises:
+            ValueError: the bank holds another number of classes.
         """
+        if self._mean is not None and len(self._mean) != num_classes:
+            raise ValueError(
+                f"the similarity bank must have one row for each of the model's {num_classes} "
+                f"classes, got {checks.describe(self._mean)}"
+            )
+        found = similarities(stats, target, similarity=similarity)
+        live = (target != ignore_index) & (target >= 0) & (target < num_classes)
+        usable = found.isfinite() & live[:, None]
         with torch.autocast(target.device.type, enabled=False), torch.no_grad():
-            self._update(stats, target, num_classes, group)
+            self._update(
+                torch.where(usable, found, 0), usable, stats.class_index, target, num_classes, group
+            )
 
     def _update(
         self,
-        stats: ExplanationStats,
+        found: Tensor,
+        usable: Tensor,
+        class_index: Tensor | None,
         target: Tensor,
         num_classes: int,
         group: ProcessGroup | None,
     ) -> None:
-        found = similarities(stats, target, similarity=self.similarity)
-        usable = found.isfinite() & ((target >= 0) & (target < num_classes))[:, None]
-        found, usable = torch.where(usable, found, 0), usable.to(found.dtype)
-        if stats.class_index is not None:
+        dtype = found.dtype
+        # Float32 products may be set to round their factors (TF32); those of float64 never do.
+        found, usable = found.double(), usable.double()
+        if class_index is not None:
             nothing = found.new_zeros(len(found), num_classes)
-            found = nothing.scatter(1, stats.class_index, found)
-            usable = nothing.scatter(1, stats.class_index, usable)
+            found = nothing.scatter(1, class_index, found)
+            usable = nothing.scatter(1, class_index, usable)
+        # A product with one-hot rows, as index_add would add in any order on a GPU.
         rows = (torch.arange(num_classes, device=target.device)[:, None] == target).to(found.dtype)
         sums = torch.stack([rows @ found, rows @ usable])
         if group is not None:
             all_reduce(sums, group=group)
         total, count = sums
         if self._mean is None or self._seen is None:
-            self._mean = torch.eye(num_classes, dtype=found.dtype, device=found.device)
+            self._mean = torch.eye(num_classes, dtype=dtype, device=target.device)
             self._seen = torch.zeros_like(self._mean, dtype=torch.bool)
-        # A state that was loaded may lie elsewhere.
-        before, seen = self._mean.to(total), self._seen.to(total.device)
-        mean = total / count.clamp(min=1)
-        moved = torch.where(seen, torch.lerp(mean, before, self.momentum), mean)
+        self._move(target.device)
+        before = self._mean.to(dtype)
+        mean = (total / count.clamp(min=1)).to(dtype)
+        moved = torch.where(self._seen, torch.lerp(mean, before, self.momentum), mean)
         self._mean = torch.where(count > 0, moved, before)
-        self._seen = seen | (count > 0)
+        self._seen = self._seen | (count > 0)
 
     def stats(self, target: Tensor) -> ExplanationStats:
         """Statistics ``[B, C]`` whose similarities, of either kind, are the rows of the targets.
@@ -89,9 +109,15 @@ class SimilarityBank:
         """
         if self._mean is None:
             raise RuntimeError("the similarity bank is empty before its first update")
+        self._move(target.device)
         known = (target >= 0) & (target < len(self._mean))
-        dots = self._mean.to(target.device)[torch.where(known, target, 0)]
+        dots = self._mean[torch.where(known, target, 0)]
         return ExplanationStats(dots, torch.ones_like(dots))
+
+    def _move(self, device: torch.device) -> None:
+        """Follow the targets: a state may have been loaded to another device."""
+        if self._mean is not None and self._seen is not None:
+            self._mean, self._seen = self._mean.to(device), self._seen.to(device)
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` takes; empty before the first update."""

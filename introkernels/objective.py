@@ -14,6 +14,7 @@ from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.jvp import JVPS, Jvp
 from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
 from introkernels.functional import similarity_loss
+from introkernels.generators import ResumableGenerator
 from introkernels.modules import SimilarityLoss
 from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
 
@@ -26,7 +27,8 @@ class IntrospectiveObjective(nn.Module):
     >>> loss.backward()
 
     The model is not part of this module: ``parameters()``, ``to``, ``train`` and the like don't
-    reach it. ``state_dict`` holds the number of steps and the similarity bank.
+    reach it. ``state_dict`` holds the number of steps, the similarity bank and the state of the
+    random numbers, so that training goes on from it as if it had not stopped.
 
     A step is a call where gradient mode is on. Other calls (validation) give the loss of the
     current step, with explanations of their own unless there is a filled bank, and change nothing.
@@ -40,8 +42,8 @@ class IntrospectiveObjective(nn.Module):
         every: explain at steps 0, ``every``, ``2 * every``, ... only. The steps between have no
             soft labels and keep the cross entropy with its weight, unless there is a bank.
         warmup_steps: at step ``i``, counted from 0, the soft labels have
-            ``min(1, i / warmup_steps)`` of their weight. Where that is 0 and there is no bank,
-            nothing is explained.
+            ``min(1, i / warmup_steps)`` of their weight. Where ``kl_weight`` or this share of it is
+            0 and there is no bank, nothing is explained.
         bank_momentum: if given, in [0, 1): soft labels come from a class-by-class exponential
             moving average of the similarities, which each explained step updates first. Under
             DistributedDataParallel all processes update one and the same.
@@ -118,9 +120,9 @@ class IntrospectiveObjective(nn.Module):
             "top_k": None if top_k is None else checks.positive_integer("top_k", top_k),
             "mode": mode,
             "jvp": jvp,
-            "generator": generator,
             "center": center,
         }
+        self._generator = ResumableGenerator(generator)
         self.every = checks.positive_integer("every", every)
         if checks.integer("warmup_steps", warmup_steps) < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
@@ -139,9 +141,7 @@ class IntrospectiveObjective(nn.Module):
             reduction=reduction,
             return_parts=return_parts,
         )
-        self._bank = (
-            None if bank_momentum is None else SimilarityBank(float(bank_momentum), similarity)
-        )
+        self._bank = None if bank_momentum is None else SimilarityBank(float(bank_momentum))
         self.step = 0
         self.logits: Tensor | None = None
 
@@ -164,39 +164,57 @@ class IntrospectiveObjective(nn.Module):
         """
         counts = torch.is_grad_enabled()
         share = 1.0 if self.warmup_steps == 0 else min(1.0, self.step / self.warmup_steps)
-        logits, stats = self._explained(inputs, target, counts, share)
+        kl_weight = share * checks.non_negative("kl_weight", self.loss.kl_weight)
+        logits, stats = self._explained(inputs, target, counts, kl_weight > 0)
         self.logits = logits.detach()
         result: Tensor | LossParts
         if stats is None:
             result = self._cross_entropy(logits, target)
         else:
-            keywords = self.loss.keywords()
-            keywords["kl_weight"] *= share
+            keywords = {**self.loss.keywords(), "kl_weight": kl_weight}
             result = similarity_loss(logits, target, stats, **keywords)
         self.step += counts
         return result
 
     def _explained(
-        self, inputs: Tensor | tuple[Any, ...], target: Tensor, counts: bool, share: float
+        self, inputs: Tensor | tuple[Any, ...], target: Tensor, counts: bool, matters: bool
     ) -> tuple[Tensor, ExplanationStats | None]:
-        """Logits with the training graph, and the statistics of soft labels if there are any."""
+        """Logits with the training graph, and the statistics of soft labels if there are any.
+
+        ``matters``: whether soft labels have any weight.
+        """
         bank = self._bank
         if counts:
-            explains = self.step % self.every == 0 and (bank is not None or share > 0)
+            explains = self.step % self.every == 0 and (bank is not None or matters)
         else:
-            explains = share > 0 and (bank is None or bank.matrix is None)
+            explains = matters and (bank is None or bank.matrix is None)
         if not explains:
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             logits = self.model(*arguments)
             checks.logits_and_target(logits, target)
             filled = bank is not None and bank.matrix is not None
             return logits, bank.stats(target) if bank is not None and filled else None
+        checks.int64_tensor("target", target)
+        generator = self._generator.on(target.device)
         logits, stats = class_explanation_stats(
-            self.model, inputs, target, ignore_index=self.loss.ignore_index, **self._explanation
+            self.model,
+            inputs,
+            target,
+            # Validation draws from a copy: the training's random numbers stay as they are.
+            generator=generator if counts else generator.clone_state(),
+            ignore_index=self.loss.ignore_index,
+            **self._explanation,
         )
         if bank is None or not counts:
             return logits, stats
-        bank.update(stats, target, logits.shape[1], self._group())
+        bank.update(
+            stats,
+            target,
+            logits.shape[1],
+            similarity=self.loss.similarity,
+            ignore_index=self.loss.ignore_index,
+            group=self._group(),
+        )
         return logits, bank.stats(target)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor | LossParts:
@@ -211,12 +229,17 @@ class IntrospectiveObjective(nn.Module):
         return result
 
     def _group(self) -> Any:
-        model = self.model
+        # A compiled wrapper is a wrapper still.
+        model = getattr(self.model, "_orig_mod", self.model)
         return model.process_group if isinstance(model, DistributedDataParallel) else None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The number of steps and the bank, for ``state_dict``."""
-        return {"step": self.step, "bank": {} if self._bank is None else self._bank.state()}
+        """The number of steps, the bank and the random numbers, for ``state_dict``."""
+        return {
+            "step": self.step,
+            "bank": {} if self._bank is None else self._bank.state(),
+            "generator": self._generator.state(),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``.
@@ -230,6 +253,7 @@ class IntrospectiveObjective(nn.Module):
             raise ValueError(
                 "bank_momentum must be given to load a state with a similarity bank, got None"
             )
+        self._generator.restore(state["generator"])
         self.step = state["step"]
 
     def extra_repr(self) -> str:
