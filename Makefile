@@ -30,18 +30,24 @@ INTERPRETED := OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 INTROKERNELS_TEST_BACK
 
 # Each keeps one core busy, and prints what it has to say when it is done.
 test: $(BUILT)  ## run the tests on every backend; CUDA under an emulation, Triton in its interpreter
-	@echo "Three runs of the tests, two at a time: a quarter of an hour, the first word after half of it"
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-interpreted test-suite test-emulated
+	@echo "Six runs of the tests, two at a time: a quarter of an hour, the first word after half of it"
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
+	  test-interpreted test-suite $(EMULATED_RUNS)
 
 # Idle OpenMP threads sleep rather than spin: on a shared machine spinning multiplies the time.
 test-suite: $(BUILT)  ## the part of `make test` that needs neither emulation nor interpreter
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
-# tests/cuda in one order, and without half of its planted faults.
+EMULATED_RUNS := $(ORDERS:%=test-emulated-%) test-emulated-kernels
+
 test-emulated: $(BUILT)  ## the part of `make test` that runs CUDA under its emulation, in three orders
-	for order in $(ORDERS); do \
-	  INTROKERNELS_EMULATION_ORDER=$$order $(EMULATED) $(PY) -m pytest tests/losses || exit; \
-	done
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(EMULATED_RUNS)
+
+$(ORDERS:%=test-emulated-%): test-emulated-%: $(BUILT)
+	INTROKERNELS_EMULATION_ORDER=$* $(EMULATED) $(PY) -m pytest tests/losses
+
+# The kernels' own tests, in one order, and without half of their planted faults.
+test-emulated-kernels: $(BUILT)
 	$(EMULATED) $(PY) -m pytest -m 'not slow' tests/cuda
 
 test-interpreted: $(BUILT)  ## the part of `make test` that runs Triton in its interpreter
