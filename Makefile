@@ -43,8 +43,11 @@ EMULATED_RUNS := $(ORDERS:%=test-emulated-%) test-emulated-kernels
 test-emulated: $(BUILT)  ## the part of `make test` that runs CUDA under its emulation, in three orders
 	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(EMULATED_RUNS)
 
+# All cases in the first order, a few of each test in the others: not the same ones in both.
+test-emulated-descending test-emulated-shuffled: CASES := --at-most 4
+
 $(ORDERS:%=test-emulated-%): test-emulated-%: $(BUILT)
-	INTROKERNELS_EMULATION_ORDER=$* $(EMULATED) $(PY) -m pytest tests/losses
+	INTROKERNELS_EMULATION_ORDER=$* $(EMULATED) $(PY) -m pytest $(CASES) tests/losses
 
 # The kernels' own tests, in one order, and without half of their planted faults.
 test-emulated-kernels: $(BUILT)
@@ -56,12 +59,13 @@ test-interpreted: $(BUILT)  ## the part of `make test` that runs Triton in its i
 test-interpreter: $(BUILT)  ## run every case of the tests on Triton in its interpreter (long)
 	$(INTERPRETED) $(PY) -m pytest --all-kernel-lines tests/losses tests/triton
 
-test-emulation: test-emulated  ## run the tests on the emulation of CUDA, all planted faults among them
+test-emulation: $(BUILT)  ## run every case on the emulation of CUDA in every order, and all planted faults
+	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target CASES= $(EMULATED_RUNS)
 	$(EMULATED) $(PY) -m pytest -m slow tests/cuda
 
 kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300) and check what came out
 	$(PY) tests/compile_kernels.py $(KERNELS)
-	$(PY) tests/compile_cuda_kernels.py
+	$(PY) tests/compile_cuda_kernels.py $(CUDA_KERNELS)
 
 CAPABILITIES := avx2 baseline
 
@@ -77,7 +81,7 @@ test-big: $(BUILT)  ## run the tests of tensors of more than 2^31 elements (13 G
 	INTROKERNELS_REQUIRE_BIG=1 INTROKERNELS_TEST_BACKENDS=cpu $(PY) -m pytest -m big tests/losses
 
 sanitize: $(INSTALLED)  ## run the tests on C++ built with Address- and UndefinedBehaviourSanitizer
-	$(PY) tests/run_sanitized.py
+	$(PY) tests/run_sanitized.py $(SANITIZE)
 
 # With the Python at hand and what it finds: such a machine may have no network to install from.
 gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 9 minutes

@@ -1,11 +1,13 @@
 """Compiles every CUDA kernel for every GPU it is meant for, on a machine without one.
 
     python tests/compile_cuda_kernels.py [--targets sm_90a …] [--only TEXT] [--jobs N] [FILE …]
+    python tests/compile_cuda_kernels.py --library introkernels/_cuda.so
 
 Each file of csrc/cuda is compiled by nvcc with the flags of the build, and every kernel in it gets
 a line for each target, like those of compile_kernels.py. A kernel that spills registers or has a
 stack, and a file that does not compile for a target, is named at the end, and the exit status is 1.
-What came out is kept in build/kernels/cuda: only what changed is compiled again.
+What came out is kept in build/kernels/cuda: only what changed is compiled again. With --library
+nothing is compiled: the table tells what a library that was built holds.
 
 Without nvcc nothing is compiled, which is a failure where INTROKERNELS_CUDA=1.
 """
@@ -77,6 +79,38 @@ def functions(listing: str) -> dict[str, list[str]]:
         name: kernel_table.instructions(code)
         for name, code in zip(parts[::2], parts[1::2], strict=True)
     }
+
+
+def in_library(library: Path) -> list[Result]:
+    """What a built library holds for each architecture, by architecture and name."""
+    listings = (_parts_of(library, option) for option in ("-res-usage", "-sass"))
+    results = []
+    for (target, resources), code in zip(*(parts.items() for parts in listings), strict=True):
+        used, instructions = resource_usages(resources), functions(code[1])
+        for name, (kernel, arguments) in zip(used, readable(list(used)), strict=True):
+            results.append(result(arguments, kernel, target, used[name], instructions[name]))
+    return sorted(results, key=lambda found: (found.target, found.kernel, found.name))
+
+
+def resource_usages(listing: str) -> dict[str, Usage]:
+    """What a listing of resources says of each function, by its mangled name."""
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", listing)
+    return {
+        name: Usage(int(registers), int(stack), int(local), int(shared))
+        for name, registers, stack, shared, local in found
+    }
+
+
+def _parts_of(library: Path, option: str) -> dict[str, str]:
+    """A listing of a library, by architecture: each of its files has a part for each of them."""
+    listing = subprocess.run(
+        [disassembler(), option, str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    _, *parts = re.split(r"^arch = (\S+)$", listing, flags=re.MULTILINE)
+    by_target: dict[str, str] = {}
+    for target, text in zip(parts[::2], parts[1::2], strict=True):
+        by_target[target] = by_target.get(target, "") + text
+    return dict(sorted(by_target.items()))
 
 
 def readable(mangled: Sequence[str]) -> list[tuple[str, str]]:
@@ -156,19 +190,24 @@ def read(source: Path, target: str, log: str, code: Path) -> list[Result]:
     instructions = functions(listing)
     results = []
     for name, (kernel, arguments) in zip(used, readable(list(used)), strict=True):
-        usage = used[name]
-        results.append(
-            Result(
-                name=f"{arguments} ({source.name})" if arguments else source.name,
-                kernel=kernel,
-                target=target,
-                registers=str(usage.registers),
-                spills=usage.spilled or usage.stack,
-                shared=usage.shared,
-                **kernel_table.nvidia_figures(instructions.get(name, [])),
-            )
-        )
-    return sorted(results, key=lambda result: (result.kernel, result.name))
+        called = f"{arguments} ({source.name})" if arguments else source.name
+        results.append(result(called, kernel, target, used[name], instructions.get(name, [])))
+    return sorted(results, key=lambda found: (found.kernel, found.name))
+
+
+def result(
+    name: str, kernel: str, target: str, usage: Usage, instructions: Sequence[str]
+) -> Result:
+    """The line of the table for a kernel."""
+    return Result(
+        name=name,
+        kernel=kernel,
+        target=target,
+        registers=str(usage.registers),
+        spills=usage.spilled or usage.stack,
+        shared=usage.shared,
+        **kernel_table.nvidia_figures(instructions),
+    )
 
 
 @cache
@@ -204,7 +243,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only files whose name holds this text")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cache", type=Path, default=ROOT / "build/kernels/cuda")
+    parser.add_argument("--library", type=Path, help="read this one instead of compiling")
     chosen = parser.parse_args(arguments)
+    if chosen.library is not None:
+        print(kernel_table.HEADING)
+        found = in_library(chosen.library)
+        print(*map(kernel_table.row, found), sep="\n")
+        missing = set(TARGETS) - {line.target for line in found}
+        return verdict(found, [f"no kernel for {target}" for target in sorted(missing)])
     try:
         nvcc = setup_cuda.find()
     except setup_cuda.UnusableError as obstacle:
@@ -218,7 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for group in compile_all(nvcc, sources, chosen.targets, chosen.jobs, chosen.cache):
         results += group
         print(*map(kernel_table.row, group), sep="\n", flush=True)
-    bad = kernel_table.complaints(results)
+    return verdict(results)
+
+
+def verdict(results: Sequence[Result], complaints: Sequence[str] = ()) -> int:
+    """The exit status, after a word on what is not as it should be."""
+    bad = [*complaints, *kernel_table.complaints(results)]
     print(*bad, sep="\n")
     print(f"{len(results)} kernels compiled, {len(bad)} of them not as they should be")
     return 1 if bad or not results else 0

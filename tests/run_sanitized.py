@@ -1,6 +1,6 @@
 """Runs the tests on a C++ library built with AddressSanitizer and UndefinedBehaviourSanitizer.
 
-    python tests/run_sanitized.py [pytest's arguments]
+    python tests/run_sanitized.py [--sample] [pytest's arguments]
 
 A copy of the package is built in build/sanitize with the flags of csrc/sanitizers.txt (GCC's; the
 one in introkernels/ stays as it is). Then defects are planted in a library of a few lines: unless
@@ -9,6 +9,8 @@ Then the tests run, all of them with the best instruction set and a few cases of
 losses with the others: a masked load, which the widest one is fond of, is invisible to the
 sanitizers, and the tails of the others are not. At last some of them run on the CUDA sources, built
 with the same flags for csrc/emulation.
+
+With --sample a few cases of each test run, and one of each test that is not of the losses.
 
 Two runs go side by side, and each prints what it has to say when it is done. The first finding in
 one ends it, with a report that names the line and a traceback that names the test.
@@ -173,8 +175,9 @@ def check_that_defects_are_caught(env: dict[str, str]) -> None:
         sys.exit(f"introkernels does not load {LIBRARY}, and that alone, in the tests' environment")
 
 
-def run_tests(env: dict[str, str], arguments: list[str]) -> int:
+def run_tests(env: dict[str, str], arguments: list[str], *, sample: bool) -> int:
     """Pytest's exit status; 0 if every run of it succeeds."""
+    best, others = (2, 1) if sample else (0, 4)
     # Reports go past Python to the standard error, which pytest would capture and lose.
     pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", *LEFT_OUT]
     emulated = {
@@ -186,15 +189,22 @@ def run_tests(env: dict[str, str], arguments: list[str]) -> int:
         "ASAN_OPTIONS": env["ASAN_OPTIONS"].replace("after_return=1", "after_return=0"),
     }
     runs: tuple[tuple[str, dict[str, str], tuple[str, ...]], ...] = (
-        ("the best instruction set", {}, ("tests/losses",)),
+        (
+            "the best instruction set",
+            {},
+            ("tests/losses", *((f"--at-most={best}",) if best else ())),
+        ),
         # The emulation's own tests belong to the run in which it is built with the sanitizers.
         (
             "the best instruction set, all but the losses",
             {},
-            ("tests", "--ignore=tests/losses", "--ignore=tests/emulation"),
+            (
+                *("tests", "--ignore=tests/losses", "--ignore=tests/emulation"),
+                *(("--at-most=1",) if sample else ()),
+            ),
         ),
-        ("AVX2", {CAPABILITY: "avx2"}, ("tests/losses", "--at-most=4")),
-        ("the baseline", {CAPABILITY: "baseline"}, ("tests/losses", "--at-most=4")),
+        ("AVX2", {CAPABILITY: "avx2"}, ("tests/losses", f"--at-most={others}")),
+        ("the baseline", {CAPABILITY: "baseline"}, ("tests/losses", f"--at-most={others}")),
         # Dynamo compiles what lies above the kernels.
         (
             "the emulation of CUDA",
@@ -240,7 +250,9 @@ def main() -> int:
     build()
     env = environment()
     check_that_defects_are_caught(env)
-    return run_tests(env, sys.argv[1:])
+    arguments = sys.argv[1:]
+    sample = "--sample" in arguments
+    return run_tests(env, [word for word in arguments if word != "--sample"], sample=sample)
 
 
 if __name__ == "__main__":

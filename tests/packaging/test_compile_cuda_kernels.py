@@ -183,3 +183,25 @@ def test_nothing_to_compile_is_a_failure(tmp_path: Path) -> None:
     status, lines = report(tmp_path, "--only", "no such file")
     assert status == 1
     assert lines[0].startswith("0 files")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_a_built_library_is_read(tmp_path: Path) -> None:
+    source, library = tmp_path / "toys.cu", tmp_path / "toys.fatbin"
+    source.write_text(GOOD + BAD)
+    targets = [f"-gencode=arch=compute_{of},code=sm_{of}" for of in ("90a", "80")]
+    run("nvcc", "-fatbin", *targets, "-o", library, source, cwd=tmp_path, env=environment())
+    found = check.in_library(library)
+    assert [(line.target, line.kernel) for line in found] == [
+        (target, kernel) for target in ("sm_80", "sm_90a") for kernel in ("copy", "spill", "stack")
+    ]
+    spills = {line.kernel: line.spills for line in found if line.target == "sm_80"}
+    assert spills["copy"] == 0
+    assert spills["spill"] > 0
+    assert spills["stack"] == 160
+    assert [line.wide_loads for line in found if line.kernel == "copy"] == [1, 1]
+
+    result = run(sys.executable, SCRIPT, "--library", library, cwd=ROOT, env=environment())
+    assert result.returncode == 1
+    assert "no kernel for sm_100" in result.stdout
+    assert result.stdout.splitlines()[-1] == "6 kernels compiled, 5 of them not as they should be"
