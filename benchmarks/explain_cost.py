@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +35,7 @@ from introkernels.bench.tables import TableError
 from introkernels.bench.timing import Times
 from introkernels.explain.stats import Method
 from introkernels.train.figures import COLOURS, styled
-from introkernels.train.resnet import ResNet
+from introkernels.train.models.resnet import ResNet
 
 SUITE = "explain-cost"
 PLAIN = "plain"
@@ -169,7 +169,7 @@ def measured(options: Options) -> Iterator[list[Record]]:
         }
         common = {
             "format": records.FORMAT,
-            "run": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "run": datetime.now(UTC).isoformat(timespec="seconds"),
             "suite": SUITE,
             "machine": environment.machine(),
             "versions": environment.versions(),

@@ -11,11 +11,17 @@ from introkernels._version import __version__
 
 # The modules that the extra of a subcommand installs.
 TRAIN_EXTRA = (
-    *("filelock", "jinja2", "matplotlib", "numpy", "pandas", "rich"),
+    *("PIL", "filelock", "jinja2", "matplotlib", "numpy", "pandas", "rich"),
     *("scipy", "sklearn", "torchmetrics", "tyro"),
 )
 BENCH_EXTRA = ("rich", "tyro")
 EXTRAS = {"train": TRAIN_EXTRA, "bench": BENCH_EXTRA}
+# Where the commands that need an extra are, and which one.
+COMMANDS = {
+    "train": ("introkernels.train.cli", "train"),
+    "study": ("introkernels.train.study.cli", "train"),
+    "bench": ("introkernels.bench.cli", "bench"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train", help="train methods over seeds on real data and write a report", add_help=False
     )
     commands.add_parser(
+        "study", help="tune every method with one budget, compare on fresh seeds", add_help=False
+    )
+    commands.add_parser(
         "bench", help="time every operator against its rivals; check it first", add_help=False
     )
     commands.add_parser("doctor", help="say what is installed, what works and what does not")
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Everything after these is their own: argparse would refuse the options it doesn't know.
-    if arguments and arguments[0] in EXTRAS:
+    if arguments and arguments[0] in COMMANDS:
         return _with_extra(arguments[0], arguments[1:])
     if parser.parse_args(arguments).command == "doctor":
         from introkernels import doctor
@@ -48,16 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_extra(command: str, arguments: Sequence[str]) -> int:
-    """Run a subcommand that is a package of its own and needs the extra of its name."""
+    """Run a subcommand that is a package of its own and needs an extra."""
+    module, extra = COMMANDS[command]
     try:
-        cli = importlib.import_module(f"introkernels.{command}.cli")
+        cli = importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRAS[command]:
+        if missing not in EXTRAS[extra]:
             raise
         print(
             f"introkernels {command} needs {missing}, which is not installed: "
-            f"pip install 'introkernels[{command}]'",
+            f"pip install 'introkernels[{extra}]'",
             file=sys.stderr,
         )
         return 2

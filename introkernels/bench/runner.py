@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def run_suite(
     torch.set_num_threads(settings.threads)
     try:
         common = {
-            "run": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "run": datetime.now(UTC).isoformat(timespec="seconds"),
             "suite": suite.name,
             "machine": environment.machine(suite.device),
             "versions": environment.versions(gpu=suite.device == "cuda"),

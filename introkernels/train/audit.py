@@ -12,9 +12,11 @@ import introkernels as ik
 from introkernels.explain import MethodComparison
 from introkernels.train import files
 from introkernels.train.config import TrainConfig
-from introkernels.train.engine import Run, load_model, reproducible
+from introkernels.train.engine import image_shape_and_classes, reproducible, split_for
 from introkernels.train.experiment import run_directory
+from introkernels.train.models import make_model
 from introkernels.train.report import explained_method
+from introkernels.train.runs import load_model
 from introkernels.train.summary import plain
 
 AUDIT = "explain_audit.json"
@@ -50,26 +52,28 @@ def write(config: TrainConfig, out: Path) -> Audit:
     """
     method, seed = explained_method(list(config.methods)), config.first_seed
     with reproducible(config):
-        run = Run(config, method, seed)
+        torch.manual_seed(seed)
+        device = torch.device(config.device)
+        model = make_model(config.model, *image_shape_and_classes(config)).to(device)
         images = min(MOST_IMAGES, config.validation_size)
-        batch = run.splits.validation[torch.arange(images, device=run.device)]
+        batch = split_for(config, seed).validation[torch.arange(images)].to(device)
 
         def compared() -> MethodComparison:
             # Explained as it is trained: where dropout or BatchNorm make a difference, an
             # explanation costs a forward pass of its own.
-            run.model.train()
+            model.train()
             return ik.explain.compare_methods(
-                run.model,
+                model,
                 batch.images,
                 batch.labels,
-                center=getattr(run.method, "center", False),
+                center=getattr(config.method(method), "center", False),
                 probes=config.hyperparameters.introspective_sketch.probes,
-                generator=torch.Generator(run.device).manual_seed(seed),
+                generator=torch.Generator(device).manual_seed(seed),
             )
 
         untrained = compared()
         trained = load_model(config, method, seed, run_directory(out, method, seed))
-        run.model.load_state_dict(trained.state_dict())
+        model.load_state_dict(trained.state_dict())
         audit = Audit(method, seed, images, untrained, compared())
     content = {"method": method, "seed": seed, "images": images} | {
         state: _content(getattr(audit, state)) for state in ("untrained", "trained")

@@ -11,7 +11,7 @@ import torch
 from introkernels.train import files
 from introkernels.train.config import differences
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):

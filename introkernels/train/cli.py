@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,16 +19,24 @@ from introkernels.train import audit, report
 from introkernels.train.checkpoint import CheckpointError
 from introkernels.train.config import ConfigError, TrainConfig
 from introkernels.train.data import DataError
+from introkernels.train.distributed import Processes, started_by_torchrun
 from introkernels.train.engine import DivergedError
-from introkernels.train.experiment import DirectoryError, run_experiment, stored_config
+from introkernels.train.experiment import (
+    DirectoryError,
+    epochs_in_all,
+    run_experiment,
+    stored_config,
+)
 from introkernels.train.files import DirectoryBusyError
 from introkernels.train.findings import readable
 from introkernels.train.workers import WorkerLostError
 
 DESCRIPTION = """Train a small network by several methods over several seeds, and write a report.
 
-Without options: every method, twelve seeds, one hundred handwritten digits to learn from; about
-two minutes on two cores. Results do not depend on the number of workers."""
+Without options: seven methods, twelve seeds, one hundred handwritten digits to learn from; about
+two minutes on two cores. Results do not depend on the number of workers.
+
+`torchrun --nproc-per-node N -m introkernels train ...` trains each run by N processes together."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,11 @@ def main(arguments: Sequence[str]) -> int:
         options = _parse(arguments, Options())
         if options.resume and (stored := stored_config(options.out)) is not None:
             options = _parse(arguments, Options(config=stored))
-        summary = _train(options, console)
+        with started_by_torchrun(options.config.device) as device:
+            config = dataclasses.replace(options.config, device=device)
+            summary = _train(dataclasses.replace(options, config=config), console)
+            if not Processes().first:
+                return 0
         path = report.write(options.experiment(), options.out)
         audited = audit.write(options.experiment(), options.out) if options.explain_audit else None
     except (ConfigError, DataError, DirectoryError, DirectoryBusyError) as error:
@@ -114,9 +127,9 @@ def _train(options: Options, console: Console) -> dict[str, Any]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not options.progress,
+        disable=not (options.progress and Processes().first),
     ) as progress:
-        task = progress.add_task(f"{runs} runs, epochs", total=runs * config.epochs)
+        task = progress.add_task(f"{runs} runs, epochs", total=epochs_in_all(config))
         return run_experiment(
             config,
             options.out,

@@ -11,8 +11,9 @@ import torch
 import tyro
 
 from introkernels.train.data import DATASETS
+from introkernels.train.data.augment import AUGMENTATIONS
 from introkernels.train.methods import BY_EXPLANATION, METHODS, Method
-from introkernels.train.models import MODELS
+from introkernels.train.models import check_model
 
 if TYPE_CHECKING:
     HyperParameters = Any
@@ -24,6 +25,13 @@ else:
     )
     HyperParameters.__doc__ = "The settings of every registered method, by its name."
     HyperParameters.__module__ = __name__  # where worker processes find it
+
+
+# What a first look compares. `introkernels study` compares all methods, and tunes them first.
+FIRST_LOOK = (
+    *("standard", "confidence_penalty", "label_smoothing", "introspective_head"),
+    *("introspective_input", "introspective_projection", "introspective_sketch"),
+)
 
 
 class ConfigError(ValueError):
@@ -46,19 +54,30 @@ class TrainConfig:
     """
 
     dataset: str = "digits"
-    """Data set to train on."""
-    train_size: int = 100
-    """Training images, drawn with equal class shares for each seed from the training pool."""
+    """Data set to train on: digits, synthetic, cifar10, cifar100, tiny_imagenet, image_folder."""
+    data_dir: str = "data"
+    """Folder with the files of data sets that come with no package."""
+    image_size: int | None = None
+    """Height and width that the images of image_folder are brought to; None: they have to agree."""
+    train_size: int | None = 100
+    """Training images, drawn with the class shares of the whole for each seed; None: all that are
+    left."""
     validation_size: int = 300
     """Validation images, the same for every seed. Training curves are measured on them."""
-    test_size: int = 797
-    """Test images, the same for every seed. Looked at once, after the last epoch."""
+    test_size: int | None = 797
+    """Test images, the same for every seed; None: the whole test set that a data set comes with.
+    Nothing is chosen by them."""
     split_seed: int = 0
     """Seed of the division into training pool, validation and test images."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by other classes, drawn at random."""
+    augmentation: str = "none"
+    """Random changes of training images: none, shift, crop_flip, crop_flip_cutout."""
 
     model: str = "small_cnn"
-    """Network to train."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    """Network to train: mlp, small_cnn, resnet20, resnet32, resnet56, resnet18, wrn_16_2, wrn_40_2,
+    vgg8, vgg13, or timm:NAME and torchvision:NAME where those are installed."""
+    methods: tuple[str, ...] = FIRST_LOOK
     """Methods to train."""
     seeds: int = 12
     """Runs of each method; a seed fixes the training images, initial weights and data order."""
@@ -68,13 +87,27 @@ class TrainConfig:
     epochs: int = 60
     """Passes over the training images."""
     batch_size: int = 25
-    """Images in an optimisation step."""
+    """Images in an optimisation step, of all processes together."""
+    accumulate: int = 1
+    """Parts that a batch is passed through the network in, to save memory."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with Nesterov's momentum."""
     learning_rate: float = 1e-2
-    """Initial step size of AdamW."""
+    """Initial step size."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of AdamW."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate over the epochs: down to 0 along a cosine, or constant."""
+    """Weight decay: decoupled with AdamW, part of the gradient with SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate over the epochs: down to 0 along a cosine, in steps, or constant."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which a step schedule lowers the learning rate."""
+    decay: float = 0.1
+    """What a step schedule multiplies the learning rate by."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of activations: half types by autocast, float16 with loss scaling."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is evaluated then; 0: none."""
 
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, mps, ..."""
@@ -87,14 +120,32 @@ class TrainConfig:
     """The settings of each method."""
 
     def __post_init__(self) -> None:
-        counts = "train_size validation_size test_size seeds epochs batch_size threads"
+        counts = (
+            "train_size validation_size test_size seeds epochs batch_size threads accumulate "
+            "image_size milestones"
+        )
         for name in counts.split():
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                _require(number is None or number >= 1, name, number, "at least 1")
         for name in ("split_seed", "first_seed", "weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        for name in ("label_noise", "ema", "momentum"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("learning_rate", "decay"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(
+            (self.schedule == "step") == bool(self.milestones),
+            "milestones",
+            self.milestones,
+            f"{'some' if self.schedule == 'step' else 'none'} with schedule {self.schedule}",
+        )
         _require_known("dataset", self.dataset, DATASETS)
-        _require_known("model", self.model, MODELS)
+        _require_known("augmentation", self.augmentation, AUGMENTATIONS)
+        try:
+            check_model(self.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         for name in self.methods:
             _require_known("methods", name, METHODS)
         _require_unique("methods", self.methods)
@@ -112,6 +163,21 @@ class TrainConfig:
         """The method of that name with this experiment's hyperparameters."""
         method: Method = getattr(self.hyperparameters, name)
         return method
+
+    def teacher_of(self, name: str) -> tuple[TrainConfig, str] | None:
+        """The experiment in which a method's teacher is trained, and by which method; or None."""
+        teacher = self.method(name).teacher()
+        if teacher is None:
+            return None
+        method = teacher.method
+        return self.with_method(method, model=teacher.model or self.model), method.name
+
+    def with_method(self, method: Method, **changes: Any) -> TrainConfig:
+        """The experiment with one method alone, and other changes."""
+        settings = dataclasses.replace(self.hyperparameters, **{method.name: method})
+        return dataclasses.replace(
+            self, methods=(method.name,), hyperparameters=settings, **changes
+        )
 
     def explained_by(self, explanations: Sequence[str]) -> TrainConfig:
         """The experiment with other introspective methods: one for each of the explanations.
@@ -135,6 +201,7 @@ class TrainConfig:
         del plain["first_seed"]
         return plain | {
             "methods": list(self.methods),
+            "milestones": list(self.milestones),
             "seeds": self.seed_list,
             "hyperparameters": {
                 name: dataclasses.asdict(self.method(name)) for name in self.methods
@@ -154,7 +221,8 @@ class TrainConfig:
             name: METHODS[name](**values) for name, values in fields.pop("hyperparameters").items()
         }
         return cls(
-            **fields | {"methods": tuple(fields["methods"])},
+            **fields
+            | {name: tuple(fields[name]) for name in ("methods", "milestones") if name in fields},
             seeds=len(seeds),
             first_seed=seeds[0],
             hyperparameters=HyperParameters(**settings),
@@ -172,8 +240,11 @@ class TrainConfig:
         """Everything that decides the result of one run."""
         plain = self.to_dict()
         hyperparameters = plain["hyperparameters"][method]
-        for name in ("methods", "seeds", "hyperparameters"):
+        # Where files lie decides nothing.
+        for name in ("methods", "seeds", "hyperparameters", "data_dir"):
             del plain[name]
+        # Nor does which one of several GPUs.
+        plain["device"] = torch.device(self.device).type
         return plain | {"method": method, "seed": seed, "hyperparameters": hyperparameters}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 
 import introkernels as ik
+from introkernels.bench.environment import commit
 from introkernels.train import files, summary, workers
 from introkernels.train.config import TrainConfig, differences
-from introkernels.train.data import load_dataset, split
-from introkernels.train.engine import train_run
+from introkernels.train.distributed import Processes
+from introkernels.train.engine import split_for
+from introkernels.train.runs import epochs_of, train_run
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
@@ -27,6 +30,11 @@ class DirectoryError(RuntimeError):
 
 def run_directory(out: Path, method: str, seed: int) -> Path:
     return out / "runs" / method / f"seed{seed}"
+
+
+def epochs_in_all(config: TrainConfig) -> int:
+    """What `run_experiment` tells `on_epoch` by and by."""
+    return config.seeds * sum(epochs_of(config, method) for method in config.methods)
 
 
 def run_experiment(
@@ -42,9 +50,9 @@ def run_experiment(
     """Train every method with every seed and write everything but the report.
 
     Results don't depend on `worker_count` (default: one process for each usable core; one process
-    if not on the CPU). `on_epoch` is called with numbers of epochs done. Returns the content of
-    `summary.json`. A resumed experiment ends with the bits of an undisturbed one on the same
-    machine, torch and backend of introkernels.
+    if not on the CPU); under `torchrun` its processes train each run together. `on_epoch` is called
+    with numbers of epochs done. Returns the content of `summary.json`. A resumed experiment ends
+    with the bits of an undisturbed one on the same machine, torch and backend of introkernels.
 
     Raises:
         DirectoryError: `out` holds runs and `resume` is False, or they are of another experiment.
@@ -53,15 +61,17 @@ def run_experiment(
         DataError: the data set is too small for the split.
         DivergedError: a loss is not finite.
     """
-    sizes = {name: getattr(config, name) for name in ("train_size", "validation_size", "test_size")}
-    dataset = load_dataset(config.dataset)
-    split(dataset, **sizes, split_seed=config.split_seed, subset_seed=config.first_seed)
-
-    with files.only_writer(out):
-        _claim(out, config, resume=resume)
-        files.remove_leftovers(out)
+    split_for(config, config.first_seed)
+    first = Processes().first
+    with files.only_writer(out) if first else nullcontext():
+        if first:
+            _claim(out, config, resume=resume)
+            files.remove_leftovers(out)
+        Processes().wait()
         jobs = [(method, seed) for seed in config.seed_list for method in config.methods]
-        if worker_count is None:
+        if Processes().count > 1:
+            worker_count = 1
+        elif worker_count is None:
             worker_count = workers.usable_cores() if config.device == "cpu" else 1
         records = list(
             workers.run_all(
@@ -76,8 +86,9 @@ def run_experiment(
             "environment": environment(),
             **summary.summarise(records, list(config.methods)),
         }
-        files.write_json(out / SUMMARY, result)
-        files.write_text(out / "summary.csv", summary.table_csv(result))
+        if first:
+            files.write_json(out / SUMMARY, result)
+            files.write_text(out / "summary.csv", summary.table_csv(result))
         return result
 
 
@@ -85,6 +96,7 @@ def environment() -> dict[str, Any]:
     """Versions and machine that the numbers come from."""
     return {
         "introkernels": ik.__version__,
+        "commit": commit(),
         "backends": ik.backends.status(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -126,6 +138,7 @@ def _run(
         method,
         seed,
         run_directory(out, method, seed),
+        teachers=out / "teachers",
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
         on_epoch=report,

@@ -63,6 +63,14 @@ def only_writer(directory: Path) -> Iterator[None]:
         raise DirectoryBusyError(f"{directory}: another process is training there") from error
 
 
+@contextmanager
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Hold a directory, after waiting for whoever holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".lock"):
+        yield
+
+
 def _sync_directory(directory: Path) -> None:
     """Make a rename last through a power failure, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):

@@ -7,6 +7,8 @@ from typing import Any
 
 from introkernels.train.metrics import METRICS
 
+MISSING = "–"
+"""Stands for a number that there is not."""
 NAMES = {"accuracy": "accuracy", "nll": "NLL", "ece": "calibration error"}
 _FORMATS = {"accuracy": (100.0, 2), "nll": (1.0, 3), "ece": (100.0, 2)}
 

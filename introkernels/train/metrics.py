@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -22,10 +24,14 @@ class Evaluator:
 
     def __init__(self, classes: int, device: torch.device, batch_size: int = 1000) -> None:
         self.batch_size = batch_size
-        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
-        self.ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
-        self.nll = MeanMetric(nan_strategy="disable")
-        self.confidence = MeanMetric(nan_strategy="disable")
+        # One process measures all images: there is nothing to gather from others.
+        alone: dict[str, Any] = {"sync_on_compute": False}
+        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False, **alone)
+        self.ece = MulticlassCalibrationError(
+            classes, n_bins=15, norm="l1", validate_args=False, **alone
+        )
+        self.nll = MeanMetric(nan_strategy="disable", **alone)
+        self.confidence = MeanMetric(nan_strategy="disable", **alone)
         for name in MEASURED:
             getattr(self, name).to(device)
 
@@ -33,10 +39,10 @@ class Evaluator:
     def __call__(self, model: Classifier, data: LabelledImages) -> dict[str, float]:
         was_training = model.training
         model.eval()
-        for images, labels in zip(
-            data.images.split(self.batch_size), data.labels.split(self.batch_size), strict=True
-        ):
-            logits = model(images)
+        for start in range(0, len(data), self.batch_size):
+            batch = data[start : start + self.batch_size]
+            labels = batch.labels
+            logits = model(batch.images)
             probabilities = logits.softmax(dim=1)
             self.accuracy.update(probabilities, labels)
             self.ece.update(probabilities, labels)

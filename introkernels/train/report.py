@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from introkernels.train import explanations, figures, files, findings
+from introkernels.train import explanations, figures, files, findings, pages
 from introkernels.train.classifier import Classifier
 from introkernels.train.config import TrainConfig
-from introkernels.train.data import LabelledImages, load_dataset, split
-from introkernels.train.engine import load_model
+from introkernels.train.data import LabelledImages
+from introkernels.train.engine import dataset_of, split_for
 from introkernels.train.experiment import SUMMARY, run_directory
 from introkernels.train.methods import METHODS
+from introkernels.train.runs import load_model
 
 REPORT = "report.html"
-MISSING = "–"
 
 
 def write(config: TrainConfig, out: Path) -> Path:
@@ -33,20 +30,8 @@ def write(config: TrainConfig, out: Path) -> Path:
     images = {}
     with figures.styled():
         for name, figure in _figures(config, summary, out):
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            files.write_bytes(out / f"{name}.png", png.getvalue())
-            encoded = base64.b64encode(png.getvalue()).decode()
-            images[name] = f"data:image/png;base64,{encoded}"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("introkernels.train"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["readable"] = findings.readable
-    page = environment.get_template("report.html.j2").render(_content(config, summary, images))
+            images[name] = pages.save_figure(figure, out / f"{name}.png")
+    page = pages.template("report.html.j2").render(_content(config, summary, images))
     files.write_text(out / REPORT, page)
     return out / REPORT
 
@@ -62,7 +47,11 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     }
     return {
         name: f"{row[name]['mean'] * scale:.{digits}f} ± "
-        + (MISSING if row[name]["std"] is None else f"{row[name]['std'] * scale:.{digits}f}")
+        + (
+            findings.MISSING
+            if row[name]["std"] is None
+            else f"{row[name]['std'] * scale:.{digits}f}"
+        )
         for name, (scale, digits) in formats.items()
     }
 
@@ -80,7 +69,7 @@ def _figures(
     config: TrainConfig, summary: dict[str, Any], out: Path
 ) -> Iterator[tuple[str, Figure]]:
     methods, seeds = list(config.methods), config.seed_list
-    class_names = load_dataset(config.dataset).class_names
+    class_names = dataset_of(config).class_names
     classes = len(class_names)
     test = _test_images(config)
     method = explained_method(methods)
@@ -118,7 +107,7 @@ def _content(
     paired = summary["paired"]
     return {
         "config": config,
-        "dataset": load_dataset(config.dataset),
+        "dataset": dataset_of(config),
         "summary": summary,
         "images": images,
         "rows": {name: cells(row) for name, row in summary["methods"].items()},
@@ -149,14 +138,7 @@ def _model(config: TrainConfig, out: Path, method: str, seed: int) -> Classifier
 
 
 def _test_images(config: TrainConfig) -> LabelledImages:
-    return split(
-        load_dataset(config.dataset),
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        test_size=config.test_size,
-        split_seed=config.split_seed,
-        subset_seed=config.seed_list[0],
-    ).test
+    return split_for(config, config.seed_list[0]).test
 
 
 def _history(out: Path, method: str, seed: int) -> pd.DataFrame:

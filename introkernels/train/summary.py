@@ -71,6 +71,11 @@ def table_csv(summary: dict[str, Any]) -> str:
     return csv
 
 
+def half_width_95(values: pd.Series[float]) -> float:
+    """Half the width of a mean's 95 % confidence interval, by Student's t; NaN of one value."""
+    return float(values.sem(ddof=1) * t.ppf(0.975, len(values) - 1))
+
+
 def _mean_and_deviation(values: pd.Series[float]) -> dict[str, float | None]:
     return {"mean": float(values.mean()), "std": plain(values.std(ddof=1))}
 
@@ -78,12 +83,11 @@ def _mean_and_deviation(values: pd.Series[float]) -> dict[str, float | None]:
 def _paired(runs: pd.DataFrame, method: str, reference: str, metric: str) -> dict[str, Any]:
     by_seed = runs.pivot(index="seed", columns="method", values=metric)
     difference = (by_seed[method] - by_seed[reference]).dropna()
-    error = difference.sem(ddof=1)
     better = difference if metric == "accuracy" else -difference
     return {
         "mean": float(difference.mean()),
-        "standard_error": plain(error),
-        "confidence_95": plain(error * t.ppf(0.975, len(difference) - 1)),
+        "standard_error": plain(difference.sem(ddof=1)),
+        "confidence_95": plain(half_width_95(difference)),
         "won": int((better > 0).sum()),
         "tied": int((better == 0).sum()),
         "lost": int((better < 0).sum()),

@@ -32,7 +32,7 @@ def test_holds_every_module_the_data_files_and_nothing_else(native_wheel: Path) 
     package = ROOT / "introkernels"
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "*.pyi", "py.typed", "train/templates/*")
+        for pattern in ("*.py", "*.pyi", "py.typed", "train/templates/*", "train/study/presets/*")
         for path in package.rglob(pattern)
     }
     assert "introkernels/py.typed" in expected

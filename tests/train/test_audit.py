@@ -8,8 +8,9 @@ import torch
 import introkernels as ik
 from introkernels.train import audit
 from introkernels.train.checkpoint import CheckpointError
-from introkernels.train.engine import Run, load_model
+from introkernels.train.engine import Run
 from introkernels.train.experiment import run_directory
+from introkernels.train.runs import load_model
 
 
 def without_costs(rows):

@@ -12,9 +12,10 @@ from outcome import assert_same_outcome, without_times
 
 from introkernels.train import checkpoint, files
 from introkernels.train.config import ConfigError, TrainConfig
-from introkernels.train.engine import DivergedError, Run, load_model
+from introkernels.train.engine import DivergedError, Run
 from introkernels.train.experiment import DirectoryError, run_directory
 from introkernels.train.methods.label_smoothing import LabelSmoothing
+from introkernels.train.runs import load_model
 
 
 def change(config, **fields):
@@ -250,7 +251,7 @@ def test_divergence_is_an_error_with_a_remedy(tiny, train):
     ("fields", "message"),
     [
         ({"dataset": "mnist"}, "dataset: got 'mnist', expected one of digits"),
-        ({"model": "vgg"}, "model: got 'vgg', expected one of small_cnn"),
+        ({"model": "vgg"}, "model: got 'vgg', expected one of mlp, small_cnn, resnet20"),
         ({"methods": ("standard", "magic")}, "methods: got 'magic', expected one of standard, "),
         ({"methods": ("standard", "standard")}, "none of them twice"),
         ({"methods": ()}, "at least one"),

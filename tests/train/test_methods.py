@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 import introkernels as ik
-from introkernels.train.config import TrainConfig
-from introkernels.train.data import load_dataset
+from introkernels.train.config import FIRST_LOOK, TrainConfig
+from introkernels.train.data import LabelledImages, load_dataset
 from introkernels.train.engine import Run
 from introkernels.train.methods import BY_EXPLANATION, METHODS
-from introkernels.train.methods.base import REGISTRY, LossOutput, Method, register
+from introkernels.train.methods.base import REGISTRY, LossOutput, Method, Setting, register
 from introkernels.train.methods.confidence_penalty import ConfidencePenalty
 from introkernels.train.methods.introspective_head import IntrospectiveHead
 from introkernels.train.methods.introspective_input import IntrospectiveInput
@@ -41,20 +41,45 @@ def explanations(model, inputs):
 def test_registry_holds_the_methods_standard_first():
     assert list(METHODS) == [
         "standard",
+        "born_again",
         "confidence_penalty",
+        "cs_kd",
+        "deep_mutual_learning",
+        "dropout",
+        "kd",
+        "kd_class_average",
+        "kd_cwtm",
+        "kd_dkpp",
+        "kd_ground_truth_only",
+        "kd_non_target",
+        "kd_permuted",
         "label_smoothing",
+        "mixup",
+        "online_label_smoothing",
+        "tf_kd_reg",
+        "tf_kd_self",
+        "introspective_bank",
         "introspective_head",
         "introspective_input",
+        "introspective_inverted",
+        "introspective_mean",
+        "introspective_permuted",
         "introspective_projection",
         "introspective_sketch",
     ]
+    assert all(METHODS[name].name == name for name in METHODS)
     assert all(method.summary for method in METHODS.values())
 
 
 def test_every_explanation_has_its_training_method():
     assert list(BY_EXPLANATION) == ["exact", "sketch", "projection", "head"]
     assert set(BY_EXPLANATION) == set(ik.explain.METHODS)
-    assert set(BY_EXPLANATION.values()) == {n for n in METHODS if METHODS[n].introspective}
+    assert all(METHODS[name].introspective for name in BY_EXPLANATION.values())
+
+
+def test_introspective_methods_are_the_ones_called_so():
+    named = [name for name in METHODS if name.startswith("introspective_")]
+    assert named == [name for name in METHODS if METHODS[name].introspective]
 
 
 def test_registering_a_name_twice_is_refused():
@@ -63,12 +88,13 @@ def test_registering_a_name_twice_is_refused():
     assert REGISTRY["standard"] is Standard
 
 
-def test_a_method_must_define_its_loss():
+def test_a_method_must_define_its_loss_or_its_learner(batch):
     class Nothing(Method):
         pass
 
-    with pytest.raises(TypeError, match="abstract"):
-        Nothing()
+    learner = Nothing().learner(Setting(lambda: SmallCNN((1, 8, 8), 10), 10))
+    with pytest.raises(NotImplementedError, match="Nothing defines neither loss nor learner"):
+        learner(*batch[1:])
 
 
 def test_standard_and_label_smoothing_are_cross_entropy(batch):
@@ -154,17 +180,24 @@ def test_introspective_sketch_nears_the_definition_and_is_drawn_from_torchs_gene
 
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_reaches_every_parameter_and_logits_do_not_need_a_graph(batch, name):
-    model, inputs, target = batch
-    output = METHODS[name]().loss(model, inputs, target)
+    teacher, inputs, target = batch
+    method = METHODS[name]()
+    index = next(method.batches(target, len(target), torch.Generator()))
+    rows = index.flatten()
+    learner = method.learner(Setting(lambda: SmallCNN((1, 8, 8), 10), 10, teacher.eval())).train()
+    learner.prepare(LabelledImages(inputs, target))
+    output = learner(inputs[rows], target[rows])
     assert isinstance(output, LossOutput)
-    assert output.logits.shape == (12, 10)
+    assert output.loss.shape == ()
+    assert output.logits.shape == (len(rows), 10)
     assert not any(part.requires_grad for part in output.parts.values())
+    assert all(part.isfinite() for part in output.parts.values())
     output.loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns(name):
+@pytest.mark.parametrize("name", FIRST_LOOK)
+def test_a_method_of_a_first_look_learns(name):
     config = dataclasses.replace(TrainConfig(), epochs=15, methods=(name,))
     run = Run(config, name, seed=3)
     while not run.finished:
@@ -175,11 +208,41 @@ def test_every_method_learns(name):
     assert all(0 <= run.test[name] <= 1 for name in ("accuracy", "ece", "confidence"))
 
 
+# Of every field a value that is not allowed.
+REFUSED = {
+    "born_again": {"generations": 0, "temperature": 0.0, "ce_weight": -1.0, "kl_weight": -1.0},
+    "confidence_penalty": {"strength": -1.0},
+    "cs_kd": {"temperature": -1.0, "ce_weight": -0.1, "kl_weight": float("inf")},
+    "deep_mutual_learning": {"peers": 1, "temperature": float("nan"), "ce_weight": -1.0},
+    "dropout": {"probability": 1.0},
+    "kd": {"temperature": float("inf"), "ce_weight": float("nan"), "kl_weight": -0.1},
+    "label_smoothing": {"amount": 1.0},
+    "mixup": {"concentration": 0.0},
+    "online_label_smoothing": {"ce_weight": 1.1},
+    "tf_kd_reg": {
+        "correct_probability": 1.5,
+        "temperature": 0.0,
+        "ce_weight": -1.0,
+        "kl_weight": -1.0,
+    },
+    "introspective_bank": {"bank_momentum": 1.0, "kl_weight": -1.0},
+    "introspective_mean": {"temperature": 0.0, "label_mode": "hard", "non_target_mass": 2.0},
+    "introspective_sketch": {"probes": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [(name, field, value) for name, fields in REFUSED.items() for field, value in fields.items()],
+)
+def test_refused_hyperparameters_are_named(name, field, value):
+    with pytest.raises(ValueError, match=rf"^{name}\.{field}\b.*\bgot {value!r}"):
+        METHODS[name](**{field: value})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LabelSmoothing(amount=1.0), r"label_smoothing.amount: got 1.0"),
-        (lambda: ConfidencePenalty(strength=-1), r"confidence_penalty.strength: got -1"),
         (lambda: IntrospectiveInput(temperature=0.0), "temperature"),
         (lambda: IntrospectiveHead(label_mode="hard"), "label_mode"),
         (

@@ -18,6 +18,10 @@ class Introspective(Method):
     """Hyperparameters of the introspective loss, with the library's defaults."""
 
     introspective: ClassVar[bool] = True
+    source: ClassVar[str] = (
+        "idea: Gu, Wu, Tresp, “Introspective Learning by Distilling Knowledge from Online "
+        "Self-explanation”, ACCV 2020, arXiv:2009.09140; similarity, weights and temperatures: ours"
+    )
 
     # Validation accuracy % and NLL, at the input / at the head (by the rule of `TrainConfig`):
     # these defaults 93.8, 0.47 / 93.9, 0.47; temperature 2: 93.9, 0.52 / 94.2, 0.51;
@@ -41,20 +45,27 @@ class Introspective(Method):
     """Explain each logit minus the mean logit."""
 
     def __post_init__(self) -> None:
-        ik.SimilarityLoss(**self.keywords)
+        try:
+            ik.SimilarityLoss(**self.keywords)
+        except (TypeError, ValueError) as error:
+            # The library's messages begin with the name of the keyword, which is the field's.
+            raise ValueError(f"{self.name}.{error}") from error
 
     @property
-    def keywords(self) -> dict[str, Any]:
-        """Keyword arguments of the loss functions, `center` left out."""
+    def label_keywords(self) -> dict[str, Any]:
+        """Keyword arguments of `introkernels.soft_labels`."""
         return {
             "temperature": self.temperature,
             "similarity_temperature": self.similarity_temperature,
-            "ce_weight": self.ce_weight,
-            "kl_weight": self.kl_weight,
             "similarity": self.similarity,
             "label_mode": self.label_mode,
             "non_target_mass": self.non_target_mass,
         }
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of the loss functions, `center` left out."""
+        return self.label_keywords | {"ce_weight": self.ce_weight, "kl_weight": self.kl_weight}
 
     def explained_loss(
         self, model: Classifier, inputs: Tensor, target: Tensor, **how: Any

@@ -20,6 +20,10 @@ class LabelSmoothing(Method):
     summary: ClassVar[str] = (
         "cross entropy with labels that give every class the same small share, whatever the image"
     )
+    source: ClassVar[str] = (
+        "Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, “Rethinking the Inception Architecture for "
+        "Computer Vision”, CVPR 2016, arXiv:1512.00567"
+    )
 
     # Validation accuracy % and NLL at 0.05: 93.2, 0.30; 0.1: 93.7, 0.36; 0.2: 93.7, 0.48;
     # 0.3: 94.0, 0.60; 0.4: 94.0, 0.73; 0.5: 94.0, 0.87 (by the rule of `TrainConfig`).

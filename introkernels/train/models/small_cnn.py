@@ -1,15 +1,11 @@
-"""Networks to train."""
+"""A small convolutional network."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from introkernels.train.classifier import Classifier
-from introkernels.train.resnet import ResNet
 
 
 class SmallCNN(Classifier):
@@ -26,10 +22,3 @@ class SmallCNN(Classifier):
     def features(self, inputs: Tensor) -> Tensor:
         maps = F.relu(self.conv2(F.relu(self.conv1(inputs))))
         return F.relu(self.hidden(F.max_pool2d(maps, 2).flatten(1)))
-
-
-MODELS: dict[str, Callable[[tuple[int, int, int], int], Classifier]] = {
-    "small_cnn": SmallCNN,
-    "resnet20": partial(ResNet, depth=20),
-}
-"""Every network by name: made from the shape of an input and the number of classes."""

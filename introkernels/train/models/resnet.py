@@ -1,5 +1,5 @@
-"""Residual networks for small images: He et al., "Deep Residual Learning for Image Recognition",
-CVPR 2016, arXiv:1512.03385, section 4.2.
+"""Thin residual networks for small images: He et al., "Deep Residual Learning for Image
+Recognition", CVPR 2016, arXiv:1512.03385, section 4.2.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from introkernels.train.classifier import Classifier
+from introkernels.train.models.initialisation import initialise_convolutions
 
 _WIDTHS = (16, 32, 64)
 
@@ -69,10 +70,7 @@ class ResNet(Classifier):
                 channels = width
         self.blocks = nn.Sequential(*stages)
         self.head = nn.Linear(channels, classes)
-        for module in self.modules():
-            # He et al., "Delving Deep into Rectifiers", ICCV 2015, which the paper refers to.
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def features(self, inputs: Tensor) -> Tensor:
         maps: Tensor = self.blocks(F.relu(self.norm(self.conv(inputs))))
