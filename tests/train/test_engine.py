@@ -136,6 +136,7 @@ def test_the_best_epoch_is_chosen_on_validation_images():
 RESUMED = [
     ("online_label_smoothing", {"ema": 0.9}),
     ("introspective_bank", {}),
+    ("introspective_ramp", {}),
     ("introspective_sketch", {"precision": "float16"}),
     ("deep_mutual_learning", {"optimizer": "sgd"}),
     ("cs_kd", {"augmentation": "shift"}),

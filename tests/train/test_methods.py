@@ -65,6 +65,7 @@ def test_registry_holds_the_methods_standard_first():
         "introspective_mean",
         "introspective_permuted",
         "introspective_projection",
+        "introspective_ramp",
         "introspective_sketch",
     ]
     assert all(METHODS[name].name == name for name in METHODS)
@@ -227,6 +228,7 @@ REFUSED = {
     },
     "introspective_bank": {"bank_momentum": 1.0, "kl_weight": -1.0},
     "introspective_mean": {"temperature": 0.0, "label_mode": "hard", "non_target_mass": 2.0},
+    "introspective_ramp": {"warmup_steps": 0},
     "introspective_sketch": {"probes": 0},
 }
 

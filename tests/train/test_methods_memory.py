@@ -22,6 +22,7 @@ from introkernels.bank import SimilarityBank
 from introkernels.train.data import LabelledImages
 from introkernels.train.methods import METHODS
 from introkernels.train.methods.introspective_bank import IntrospectiveBank
+from introkernels.train.methods.introspective_ramp import IntrospectiveRamp
 from introkernels.train.methods.online_label_smoothing import OnlineLabelSmoothing
 
 
@@ -159,3 +160,17 @@ def test_a_learner_goes_on_from_its_state(name):
         torch.manual_seed(1)
         losses.append(one(*batch(10, seed=2)).loss)
     assert torch.equal(*losses)
+
+
+def test_a_ramp_weighs_the_divergence_by_the_steps_that_were_done():
+    learner = learner_of(IntrospectiveRamp(warmup_steps=4, ce_weight=0.6, kl_weight=0.5))
+    inputs, target = batch(12)
+    ce = 0.6 * cross_entropy(learner.model(inputs), target)
+    losses = [learner(inputs, target).loss.item() for _ in range(6)]
+    # The network stays as it is, so that only the weight changes.
+    whole = losses[4] - ce
+    assert whole > 1e-3
+    assert losses == pytest.approx([ce + share * whole for share in (0, 0.25, 0.5, 0.75, 1, 1)])
+    again = learner_of(IntrospectiveRamp(warmup_steps=4, ce_weight=0.6, kl_weight=0.5))
+    again.load_state_dict(learner.state_dict())
+    assert again(inputs, target).loss.item() == pytest.approx(losses[-1])

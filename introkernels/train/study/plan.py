@@ -74,7 +74,9 @@ class Plan:
         train: fields of `TrainConfig`, for all runs; "all" images are what is None there.
         cells: lists of values of fields of `TrainConfig`; every combination is a cell.
         space: values to try of fields of `TrainConfig`, for every method.
-        methods: for each method values to try of its hyperparameters; a value alone is fixed.
+        methods: for each method values to try of its hyperparameters; a value alone is fixed. It is
+            called by its own name, or by another one and names itself as ``method``: so one method
+            can take part in several forms.
     """
 
     name: str
@@ -100,9 +102,13 @@ class Plan:
             _require(isinstance(values, list) and values, name, values, "a list of values")
         _require(bool(self.methods), "methods", "none", "at least one")
         for name in self.methods:
-            _require(name in METHODS, "methods", repr(name), f"one of {', '.join(METHODS)}")
+            registered = self.registered(name)
+            _require(
+                registered in METHODS, "methods", repr(registered), f"one of {', '.join(METHODS)}"
+            )
         _require(
-            self.representative in self.methods and METHODS[self.representative].introspective,
+            self.representative in self.methods
+            and METHODS[self.registered(self.representative)].introspective,
             "representative",
             repr(self.representative),
             "an introspective one of the methods",
@@ -119,9 +125,15 @@ class Plan:
             PlanError: one of them is not in the plan.
         """
         for name in methods:
-            _require(name in self.methods, "methods", repr(name), ", ".join(self.methods))
+            _require(
+                name in self.methods, "methods", repr(name), f"one of {', '.join(self.methods)}"
+            )
         chosen = [name for name in self.methods if name in {*methods, self.representative}]
         return dataclasses.replace(self, methods={name: self.methods[name] for name in chosen})
+
+    def registered(self, name: str) -> str:
+        """What a method of the plan is called in `introkernels.train.methods`."""
+        return str(self.methods[name].get("method", name))
 
     def list_cells(self) -> list[Cell]:
         """Every combination of the values in `cells`."""
@@ -173,7 +185,7 @@ class Plan:
         fixed = {
             name: value
             for name, value in self.methods[method].items()
-            if not isinstance(value, list)
+            if name != "method" and not isinstance(value, list)
         }
         own = {
             name.removeprefix(f"{method}."): value
@@ -183,8 +195,8 @@ class Plan:
         recipe = {name: value for name, value in settings.items() if "." not in name}
         fields = {name: _plain(value) for name, value in {**self.train, **cell.changes}.items()}
         try:
-            made = METHODS[method](**fixed, **own)
-            return TrainConfig(methods=(method,), **fields, **recipe, **others).with_method(made)
+            made = METHODS[self.registered(method)](**fixed, **own)
+            return TrainConfig(methods=(made.name,), **fields, **recipe, **others).with_method(made)
         except (ConfigError, TypeError, ValueError) as error:
             raise PlanError(f"methods.{method} in {cell.name}: {error}") from error
 

@@ -156,7 +156,7 @@ def run_study(
             "cells": [
                 {"name": cell.name}
                 | {
-                    name: getattr(config(number, first.methods[0], {}, fresh), name)
+                    name: getattr(config(number, next(iter(plan.methods)), {}, fresh), name)
                     for name in ("dataset", "train_size", "label_noise", "model")
                 }
                 for number, cell in enumerate(cells)
@@ -164,9 +164,9 @@ def run_study(
             "methods": [
                 {
                     "name": name,
-                    "group": group_of(name),
-                    "summary": METHODS[name].summary,
-                    "source": METHODS[name].source,
+                    "group": group_of(plan.registered(name)),
+                    "summary": METHODS[plan.registered(name)].summary,
+                    "source": METHODS[plan.registered(name)].source,
                     "space": plan.searched(name),
                 }
                 for name in plan.methods

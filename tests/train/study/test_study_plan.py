@@ -85,6 +85,25 @@ def test_settings_reach_the_experiment() -> None:
     assert (method.temperature, method.center, method.kl_weight) == (2.0, True, 0.3)
 
 
+def test_a_method_may_take_part_in_several_forms() -> None:
+    form = """
+[methods.split]
+method = "introspective_head"
+label_mode = "split"
+non_target_mass = [0.1, 0.2]
+"""
+    plan = parse(TEXT + form)
+    assert plan.registered("split") == plan.registered("introspective_head") == "introspective_head"
+    settings = plan.settings("split")
+    assert {chosen["split.non_target_mass"] for chosen in settings} <= {0.1, 0.2}
+    config = plan.config(plan.list_cells()[0], "split", {"split.non_target_mass": 0.2})
+    assert config.methods == ("introspective_head",)
+    assert config.method("introspective_head").non_target_mass == 0.2
+    assert config.method("introspective_head").label_mode == "split"
+    with pytest.raises(PlanError, match="methods: got 'magic', expected one of standard"):
+        parse(TEXT + form.replace("introspective_head", "magic"))
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -115,9 +134,9 @@ def test_mistakes_are_named(before: str, after: str, message: str) -> None:
 
 
 def test_unknown_methods_and_presets_are_named() -> None:
-    with pytest.raises(PlanError, match="methods: got 'kd', expected standard, label_smoothing"):
+    with pytest.raises(PlanError, match="methods: got 'kd', expected one of standard, "):
         parse(TEXT).only(["kd"])
-    with pytest.raises(PlanError, match="preset: got 'digit', expected one of cifar100, digits"):
+    with pytest.raises(PlanError, match="preset: got 'digit', expected one of cifar100, digits, "):
         load_preset("digit")
 
 
@@ -125,7 +144,7 @@ def test_unknown_methods_and_presets_are_named() -> None:
 def test_presets_are_plans(name: str) -> None:
     plan = load_preset(name)
     assert plan.name == name
-    assert {"standard", "label_smoothing", "kd", "deep_mutual_learning"} <= set(plan.methods)
+    assert {"standard", "label_smoothing", plan.representative} <= set(plan.methods)
     # A method of the same kind is searched as widely.
     assert dataclasses.asdict(plan) == plan.to_dict()
 
