@@ -20,7 +20,7 @@ DEMO_OUT ?= runs/demo
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(BUILT)  ## train every method on the digits over several seeds; table, runs/demo/report.html
+demo: $(BUILT)  ## train seven methods on the digits over several seeds; table, runs/demo/report.html
 	$(PY) -m introkernels train --out $(DEMO_OUT) --resume
 
 EMULATED := OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cuda

@@ -7,41 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from introkernels.plotting import COLOURS
 from introkernels.train.explanations import Explained
 from introkernels.train.findings import number, readable
 
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10,
-    "axes.edgecolor": "#9aa1ab",
-    "axes.labelcolor": "#3b424c",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.grid.axis": "y",
-    "grid.color": "#e6e8ec",
-    "grid.linewidth": 0.8,
-    "text.color": "#1c2027",
-    "xtick.color": "#59616d",
-    "ytick.color": "#59616d",
-    "savefig.dpi": 180,
-}
-# Okabe and Ito's palette, which readers of every colour vision can tell apart.
-COLOURS = ("#6b7280", "#e69f00", "#009e73", "#56b4e9", "#0072b2", "#cc79a7", "#d55e00")
 FOR_AND_AGAINST = colormaps["RdBu_r"].with_extremes(bad="#e6e8ec")
-
-
-def styled() -> Any:
-    """Context in which figures must be made and saved."""
-    return rc_context(STYLE)
 
 
 def training_curves(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:

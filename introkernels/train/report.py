@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from introkernels.plotting import styled
 from introkernels.train import explanations, figures, files, findings, pages
 from introkernels.train.classifier import Classifier
 from introkernels.train.config import TrainConfig
@@ -28,7 +29,7 @@ def write(config: TrainConfig, out: Path) -> Path:
     """Write `report.html` and its figures as PNG files into the directory of an experiment."""
     summary = json.loads((out / SUMMARY).read_text())
     images = {}
-    with figures.styled():
+    with styled():
         for name, figure in _figures(config, summary, out):
             images[name] = pages.save_figure(figure, out / f"{name}.png")
     page = pages.template("report.html.j2").render(_content(config, summary, images))

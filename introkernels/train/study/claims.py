@@ -8,7 +8,7 @@ rests on paired differences of test accuracy over all cells, and is about this s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from introkernels.train.findings import number, readable
 from introkernels.train.study.analysis import Difference, Results
@@ -146,7 +146,7 @@ def beats_regularisation(results: Results) -> Claim:
         )
         return _all_or_some([*needed["standard"], *needed["regularisation"]], missing, beside)
 
-    return _claim(
+    claim = _claim(
         results,
         "b",
         "Introspective learning beats standard training and regularisation.",
@@ -156,6 +156,23 @@ def beats_regularisation(results: Results) -> Claim:
         in_place,
         f"needs {readable(own)} and something to compare it with",
     )
+    return replace(claim, sentences=(*claim.sentences, *_part_of_similarity(results, own)))
+
+
+def _part_of_similarity(results: Results, own: str) -> list[str]:
+    """Whether what a method gains is due to class similarity: its controls lack nothing else."""
+    controls = _each(results, "control", own, results.of_group("control"), None)
+    if not controls:
+        return []
+    as_good = [_reference(one) for one in controls if not one.holds]
+    if as_good:
+        conclusion = (
+            "What it gains can’t be put down to class similarity here: it isn’t shown to be better "
+            f"than {_listed(as_good)}, with soft labels of the same mass without it."
+        )
+    else:
+        conclusion = "Class similarity has a part in what it gains: it is better than each control."
+    return [*(_sentence(one) for one in controls), conclusion]
 
 
 def competitive(results: Results) -> Claim:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from introkernels.train.figures import COLOURS
+from introkernels.plotting import COLOURS
 from introkernels.train.findings import number, readable
 from introkernels.train.study.analysis import GROUPS, Difference, Results
 from introkernels.train.study.costs import costs

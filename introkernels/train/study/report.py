@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from introkernels.plotting import styled
 from introkernels.train import files, pages
-from introkernels.train.figures import styled
 from introkernels.train.findings import number, readable
 from introkernels.train.study import figures, tables
 from introkernels.train.study.analysis import Results

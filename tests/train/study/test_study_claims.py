@@ -111,6 +111,23 @@ def test_methods_that_teach_themselves_are_told_but_do_not_count():
 
 
 @pytest.mark.parametrize(
+    ("mean", "inverted", "conclusion"),
+    [
+        (0.81, 0.80, "Class similarity has a part in what it gains: it is better than each"),
+        (0.84, 0.80, "isn’t shown to be better than introspective mean, with soft labels"),
+        (0.85, 0.84, "better than introspective mean and introspective inverted, with soft labels"),
+    ],
+)
+def test_what_class_similarity_has_to_do_with_it_is_told(mean, inverted, conclusion):
+    controls = {"introspective_mean": mean, "introspective_inverted": inverted}
+    claim = judged(made_up.constant(INTROSPECTIVE | controls))["b"]
+    # The verdict is about methods that someone would use.
+    assert claim.verdict == SUPPORTED
+    assert conclusion in claim.sentences[-1]
+    assert text(claim).count("Control: introspective input −") == 2
+
+
+@pytest.mark.parametrize(
     ("left_out", "missing"),
     [
         (["standard"], "standard training"),
