@@ -34,7 +34,7 @@ from introkernels.bench.records import Record, ResultsError
 from introkernels.bench.tables import TableError
 from introkernels.bench.timing import Times
 from introkernels.explain.stats import Method
-from introkernels.train.figures import COLOURS, styled
+from introkernels.plotting import COLOURS, styled
 from introkernels.train.models.resnet import ResNet
 
 SUITE = "explain-cost"

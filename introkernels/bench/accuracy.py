@@ -26,9 +26,12 @@ _NUMBERS_AT_ONCE = 1 << 22
 def expected_outcome(case: Case, tensors: Tensors) -> Tensors:
     """The float64 outcome of ``case`` on these inputs, some rows at a time.
 
+    Its operator has to have a definition.
+
     Losses are means over rows, so the definition's sums are divided by the number of rows.
     """
     operator, rows = case.operator, case.sizes["B"]
+    assert operator.definition is not None
     exact = {name: _exact(tensor) for name, tensor in tensors.items()}
     of_rows = [name for name in exact if name not in operator.shared]
     per_row = max(case.sizes["C"], *(exact[name].numel() // rows for name in of_rows))

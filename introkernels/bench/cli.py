@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from introkernels.bench import display, environment, records, tables
+from introkernels.bench import checkout, display, environment, records, stale, tables
+from introkernels.bench.against import Comparison, WorkerError, compare
+from introkernels.bench.against_tree import Process, TreeError, check_library, commit_of, tree_of
 from introkernels.bench.model import DTYPES, Case, Suite
 from introkernels.bench.records import Record, ResultsError
 from introkernels.bench.runner import Settings, run_suite
@@ -37,7 +42,9 @@ class Options:
     """What to measure, and where the results go."""
 
     suite: str = "cpu"
-    """Which suite: cpu, or gpu, which measures on the current GPU and needs one."""
+    """Which suite: cpu; gpu, which measures on the current GPU and needs one; sweep, times against
+    numbers of classes and dimensions; memory, peak memory against numbers of classes; step, whole
+    training steps; first-call, what a fresh process needs before it computes."""
     only: str | None = None
     """Only the cases whose name matches: a part of it, or a pattern with * and ?."""
     dtype: str | None = None
@@ -53,8 +60,12 @@ class Options:
     None: benchmarks/results/<suite>-<machine>.jsonl."""
     table: Path | None = None
     """A document whose table is made anew from the results, between its marker lines."""
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Show results of this file, and use them for --table, instead of measuring."""
+    plot: Path | None = None
+    """A folder for plots of the results as SVG; needs matplotlib."""
+    from_: Annotated[tuple[Path, ...] | None, tyro.conf.arg(name="from")] = None
+    """Show results of these files, and use them for --table and --plot, instead of measuring."""
+    against: str | None = None
+    """Compare our kernels as they are here with those of this commit, and keep no results."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,27 +81,32 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.from_ is not None:
             return _show(options, options.from_, console)
+        if options.against is not None:
+            return _compare(options, options.against, console)
         return _run(options, console)
-    except (UsageError, ResultsError, TableError) as error:
+    except (UsageError, ResultsError, TableError, TreeError) as error:
         return _fail(error, 2)
-    except OSError as error:
+    except (OSError, WorkerError) as error:
         return _fail(error, 1)
 
 
-def _show(options: Options, source: Path, console: Console) -> int:
-    ignored = [
-        f"--{name}"
-        for name in ("only", "dtype", "threads", "budget", "out")
-        if getattr(options, name) is not None
-    ]
-    if ignored:
-        raise UsageError(f"--from measures nothing: leave out {', '.join(ignored)}")
-    found = records.read(source)
-    if not found:
-        raise ResultsError(f"{source} holds no results")
-    for case in tables.cases(found):
-        display.show_case(case, console)
-    _update_table(options, source, found, console)
+def _show(options: Options, sources: Sequence[Path], console: Console) -> int:
+    if not sources:
+        raise UsageError("--from: got no file, expected one or more")
+    _refuse(options, "--from measures nothing", ("only", "dtype", "threads", "budget", "out"))
+    _refuse(options, "--from measures nothing", ("against",))
+    plots = _plots(options)
+    found = [(source, records.read(source)) for source in sources]
+    for source, stored in found:
+        if not stored:
+            raise ResultsError(f"{source} holds no results")
+    age_of = stale.ages(checkout.root())
+    for _, stored in found:
+        for case in tables.cases(stored):
+            display.show_case(case, console, age_of)
+        display.show_notes(stored, console, age_of)
+    _update_table(options, found, console)
+    _update_plots(options, found, plots, console)
     return 0
 
 
@@ -98,55 +114,132 @@ def _run(options: Options, console: Console) -> int:
     suite = _suite(options.suite)
     chosen = _cases(suite, options.only, options.dtype)
     settings = _settings(options)
-    if suite.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"--suite {suite.name} measures on a GPU, and torch {torch.__version__} sees none "
-            f"(its CUDA: {torch.version.cuda}, its ROCm: {torch.version.hip})"
-        )
+    _need_device(suite)
     machine = environment.machine(suite.device)
     name = f"{suite.name}-{environment.slug(machine)}.jsonl"
     out = options.out or Path("benchmarks/results") / name
     stored = records.read(out) if out.exists() else []
+    # Better to fail now than after minutes.
     if options.table is not None:
-        # Better to fail now than after minutes.
         _document(options.table, [suite.name])
-
-    if environment.is_busy(machine):
-        console.print(
-            f"This machine is busy (load {machine['load']:.1f} on {machine['cores']} cores): "
-            "times will be too long, and ratios uncertain."
-        )
+    plots = _plots(options)
+    _warn_if_busy(machine, console)
     refused = 0
     try:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        ) as progress:
-            task = progress.add_task(suite.name, total=len(chosen))
-            numbers = {case.name: number for number, case in enumerate(chosen)}
-
-            def on_progress(case: Case, stage: str, share: float) -> None:
-                progress.update(
-                    task,
-                    description=f"{case.name}: {stage}",
-                    completed=numbers[case.name] + share,
-                )
-
+        with _progress(suite.name, chosen, console) as on_progress:
             for found in run_suite(suite, chosen, settings, on_progress):
-                display.show_case(found, progress.console)
+                display.show_case(found, console)
                 stored = records.merge(stored, found)
                 records.write(out, stored)
                 refused += sum(record["status"] == "refused" for record in found)
     except KeyboardInterrupt:
         return _fail(f"interrupted; the cases measured so far are in {out}", 1)
     console.print(f"Results: {out}", soft_wrap=True)
-    _update_table(options, out, stored, console)
+    _update_table(options, [(out, stored)], console)
+    _update_plots(options, [(out, stored)], plots, console)
     if refused:
         return _fail(f"{refused} refused for a wrong result, see above", 1)
     return 0
+
+
+def _compare(options: Options, revision: str, console: Console) -> int:
+    _refuse(options, "--against keeps no results", ("out", "table", "plot"))
+    if not options.memory:
+        raise UsageError("--against measures times only: leave out --no-memory")
+    suite = _suite(options.suite)
+    chosen = _cases(suite, options.only, options.dtype)
+    settings = _settings(options)
+    _need_device(suite)
+    root = checkout.root()
+    if root is None:
+        raise UsageError(
+            "--against compares commits of a checkout, and introkernels is not run from one here"
+        )
+    commit = commit_of(root, revision)
+    check_library(root, suite.device)
+    _warn_if_busy(environment.machine(suite.device), console)
+    found: list[Comparison] = []
+    worker = suite.name, settings.threads
+    try:
+        with (
+            _ended_by_signals(),
+            _progress(suite.name, chosen, console) as on_progress,
+            tree_of(root, commit, suite.device, lambda s: on_progress(chosen[0], s, 0)) as tree,
+            Process(tree, *worker, f"{revision} ({commit[:10]})") as before,
+            Process(root, *worker, "this tree") as after,
+        ):
+            for case in chosen:
+
+                def on_share(share: float, case: Case = case) -> None:
+                    on_progress(case, "comparing", share)
+
+                found += compare(before, after, case.name, settings.budget, on_share)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    finally:
+        if found:
+            display.show_comparisons(found, revision, commit, console)
+    return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A request to terminate ends this process as an interruption does, and all is cleared up."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
+@contextmanager
+def _progress(
+    title: str, chosen: Sequence[Case], console: Console
+) -> Iterator[Callable[[Case, str, float], None]]:
+    """A bar over the chosen cases, and what moves it: case, stage and share of the case."""
+    numbers = {case.name: number for number, case in enumerate(chosen)}
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(title, total=len(chosen))
+
+        def on_progress(case: Case, stage: str, share: float) -> None:
+            progress.update(
+                task, description=f"{case.name}: {stage}", completed=numbers[case.name] + share
+            )
+
+        yield on_progress
+
+
+def _warn_if_busy(machine: dict[str, Any], console: Console) -> None:
+    if environment.is_busy(machine):
+        console.print(
+            f"This machine is busy (load {machine['load']:.1f} on {machine['cores']} cores): "
+            "times will be too long, and ratios uncertain."
+        )
+
+
+def _refuse(options: Options, because: str, names: Sequence[str]) -> None:
+    """Raise UsageError if an option was given that means nothing here."""
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given:
+        raise UsageError(f"{because}: leave out {', '.join(given)}")
+
+
+def _need_device(suite: Suite) -> None:
+    if suite.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--suite {suite.name} measures on a GPU, and torch {torch.__version__} sees none "
+            f"(its CUDA: {torch.version.cuda}, its ROCm: {torch.version.hip})"
+        )
 
 
 def _suite(name: str) -> Suite:
@@ -198,15 +291,64 @@ def _document(path: Path, suites: Sequence[str]) -> str:
 
 
 def _update_table(
-    options: Options, source: Path, found: Sequence[Record], console: Console
+    options: Options, found: Sequence[tuple[Path, Sequence[Record]]], console: Console
 ) -> None:
+    """Make the tables of these files of records anew.
+
+    Raises:
+        UsageError: two files have results of the same suite, or the document no place for them.
+    """
     if options.table is None:
         return
-    suites = list(dict.fromkeys(record["suite"] for record in found))
-    document = _document(options.table, suites)
-    link = tables.relative_link(source, options.table)
-    records.write_text(options.table, tables.put_into(document, found, link))
+    sources: dict[str, Path] = {}
+    for source, stored in found:
+        for suite in dict.fromkeys(record["suite"] for record in stored):
+            if sources.setdefault(suite, source) != source:
+                raise UsageError(
+                    f"--table: {sources[suite]} and {source} both have results of suite {suite}, "
+                    "and a table is made from one file"
+                )
+    document = _document(options.table, list(sources))
+    age_of = stale.ages(checkout.root())
+    for source, stored in found:
+        link = tables.relative_link(source, options.table)
+        document = tables.put_into(document, stored, link, age_of)
+    records.write_text(options.table, document)
     console.print(f"Table: {options.table}", soft_wrap=True)
+
+
+def _plots(options: Options) -> Any:
+    """The module that makes plots, where plots are wanted: it needs what others don't."""
+    if options.plot is None:
+        return None
+    try:
+        return importlib.import_module("introkernels.bench.plots")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed: pip install 'introkernels[bench]'"
+        ) from error
+
+
+def _update_plots(
+    options: Options,
+    found: Sequence[tuple[Path, Sequence[Record]]],
+    plots: Any,
+    console: Console,
+) -> None:
+    if options.plot is None:
+        return
+    together = [record for _, stored in found for record in stored]
+    try:
+        made = plots.plots(together, stale.ages(checkout.root()))
+    except plots.PlotError as error:
+        raise UsageError(f"--plot: {error}") from error
+    for name, text in made.made.items():
+        records.write_text(options.plot / name, text)
+        console.print(f"Plot: {options.plot / name}", soft_wrap=True)
+    for reason in made.skipped:
+        console.print(f"No plot {reason}", soft_wrap=True)
 
 
 def _fail(message: object, status: int) -> int:

@@ -13,17 +13,19 @@ from introkernels.bench.model import Contender, Operator
 
 
 def _eager(operator: Operator) -> Callable[..., Any]:
+    assert operator.eager is not None
     return operator.eager
 
 
 def _compiled(operator: Operator) -> Callable[..., Any]:
     # What was compiled for other shapes counts against a limit after which nothing is compiled.
     torch.compiler.reset()
-    compiled: Callable[..., Any] = torch.compile(operator.eager, dynamic=False)
+    compiled: Callable[..., Any] = torch.compile(_eager(operator), dynamic=False)
     return compiled
 
 
 def _ours(operator: Operator) -> Callable[..., Any]:
+    assert operator.compute is not None
     return operator.compute
 
 

@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 Sizes = Mapping[str, int]
 Tensors = dict[str, Tensor]
 Role = Literal["ours", "other", "floor", "read"]
+Missing = Callable[[], str | None]
+"""Tells why something can't run here, or None."""
 
 DTYPES = {
     "float64": torch.float64,
@@ -41,6 +43,8 @@ class Operator:
         compute: our public function under whatever backend is chosen.
         eager: what a careful user would write in PyTorch.
         definition: the float64 definition of some rows: sums of losses where there is a loss.
+            All three are None where each contender computes something else, as training steps do:
+            then there is nothing to compare with, and results only have to be finite.
         bytes_moved: from sizes and the bytes of an element of the case's dtype: what no
             implementation can avoid to move, every input read once and every output written once.
         flops: operations that no implementation can avoid, where products of matrices decide.
@@ -53,9 +57,9 @@ class Operator:
     outputs: tuple[str, ...]
     differentiable: tuple[str, ...]
     largest: str
-    compute: Callable[..., Any]
-    eager: Callable[..., Any]
-    definition: Callable[..., Any]
+    compute: Callable[..., Any] | None
+    eager: Callable[..., Any] | None
+    definition: Callable[..., Any] | None
     bytes_moved: Callable[[Sizes, int], int]
     flops: Callable[[Sizes], int] | None = None
     shared: tuple[str, ...] = ()
@@ -64,6 +68,11 @@ class Operator:
     @property
     def has_loss(self) -> bool:
         return self.outputs == ("loss",)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether a call is a whole training step: nothing to compare, its backward inside."""
+        return self.definition is None
 
     def run(self, function: Callable[..., Any], tensors: Tensors) -> Any:
         """One call: the forward, and a backward where there is something to differentiate."""
@@ -141,13 +150,19 @@ class Contender:
             what can't be undercut, and is therefore never compared with the definition.
         context: what holds while the function is called.
         missing: why it can't run here, or None.
+        devices: where it can run at all, if not everywhere; it stays out of other suites.
+        distribution: the package that it belongs to, whose version is recorded.
+        made_equal: of another package: what was set or added so that it computes this operator.
     """
 
     name: str
     prepare: Callable[[Operator], Callable[..., Any]]
     role: Role = "other"
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    missing: Callable[[], str | None] = always
+    missing: Missing = always
+    devices: tuple[str, ...] | None = None
+    distribution: str | None = None
+    made_equal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,12 +171,19 @@ class Suite:
 
     Attributes:
         device: where its tensors lie, ``"cpu"`` or ``"cuda"``.
+        first_call: measure too what a first call costs, in a fresh process for each contender.
     """
 
     name: str
     cases: tuple[Case, ...]
     contenders: tuple[Contender, ...]
     device: str = "cpu"
+    first_call: bool = False
 
     def contenders_of(self, case: Case) -> tuple[Contender, ...]:
-        return (*self.contenders, *case.operator.contenders)
+        every = (*self.contenders, *case.operator.contenders)
+        return tuple(
+            contender
+            for contender in every
+            if contender.devices is None or self.device in contender.devices
+        )

@@ -45,13 +45,16 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "percent_of_read": (*_NUMBER, _OPTIONAL),
     "percent_of_copy": (*_NUMBER, _OPTIONAL),
     "memory": (dict, _OPTIONAL),
+    "first_call": (dict, _OPTIONAL),
+    "package": (str, _OPTIONAL),
+    "made_equal": (str, _OPTIONAL),
     "machine": (dict,),
     "versions": (dict,),
     "commit": (dict, _OPTIONAL),
     "settings": (dict,),
 }
 # Fields that came later: older files lack them, which means None.
-_LATER = ("percent_of_copy",)
+_LATER = ("percent_of_copy", "first_call", "package", "made_equal")
 STATUSES = ("timed", "refused", "unavailable")
 
 
@@ -63,6 +66,8 @@ def check(record: Record) -> None:
     """Raise ValueError for anything but a record of this format."""
     for name, types in FIELDS.items():
         if name not in record:
+            if name in _LATER:
+                continue
             raise ValueError(f"{name} is missing")
         # bool is an int to Python, but not to whoever reads the file.
         if not isinstance(record[name], types) or (

@@ -14,8 +14,10 @@ import torch
 
 from introkernels.bench import accuracy, environment
 from introkernels.bench.devices import COPY, DEVICES, READ, Device
+from introkernels.bench.first_call import FirstCallError, first_call
 from introkernels.bench.memory import ProbeError
 from introkernels.bench.model import Case, Contender, Suite, Tensors
+from introkernels.bench.peers.installed import version_of
 from introkernels.bench.records import FORMAT, Record
 from introkernels.bench.timing import Member, Times, measure
 
@@ -64,6 +66,7 @@ class _Entry:
     tolerance: dict[str, float] | None = None
     handed_out: int = 0
     memory: dict[str, Any] | None = None
+    first_call: dict[str, Any] | None = None
 
     @property
     def runs(self) -> bool:
@@ -98,8 +101,7 @@ def run_suite(
                 def report(stage: str, share: float, case: Case = case) -> None:
                     on_progress(case, stage, share)
 
-                contenders = suite.contenders_of(case)
-                found = _run_case(case, contenders, settings, device, yardstick, report)
+                found = _run_case(suite, case, settings, device, yardstick, report)
                 yield [{"format": FORMAT, **common, **record} for record in found]
     finally:
         torch.set_num_threads(threads_before)
@@ -116,8 +118,8 @@ def number_of_sets(bytes_of_set: int, last_cache: int, memory: int) -> int:
 
 
 def _run_case(
+    suite: Suite,
     case: Case,
-    contenders: Sequence[Contender],
     settings: Settings,
     device: Device,
     yardstick: tuple[Callable[[], object], int],
@@ -126,7 +128,8 @@ def _run_case(
     report("drawing inputs", 0.0)
     sets = _draw_sets(case, device)
     report("checking", 0.1)
-    expected = accuracy.expected_outcome(case, sets[0])
+    expected = None if case.operator.is_step else accuracy.expected_outcome(case, sets[0])
+    contenders = suite.contenders_of(case)
     entries = []
     for number, contender in enumerate(contenders, 1):
         entries.append(_checked(case, contender, sets[0], expected))
@@ -154,6 +157,11 @@ def _run_case(
             report("measuring memory", 0.9 + 0.1 * number / len(entries))
             if entry.runs:
                 entry.memory = _memory(device, case, entry, sets[0])
+    if suite.first_call:
+        for number, entry in enumerate(entries):
+            report("measuring first calls", 0.9 + 0.1 * number / len(entries))
+            if entry.runs:
+                entry.first_call = _first_call(device, case, entry.contender, settings)
     report("done", 1.0)
 
     bytes_of_sum = sets[0][case.operator.largest].nbytes
@@ -180,8 +188,13 @@ def _draw_sets(case: Case, device: Device) -> list[Tensors]:
     return [first, *(case.draw(seed, device.name) for seed in range(1, count))]
 
 
-def _checked(case: Case, contender: Contender, tensors: Tensors, expected: Tensors) -> _Entry:
-    """Call a contender for the first time, and compare what it hands out with the definition."""
+def _checked(
+    case: Case, contender: Contender, tensors: Tensors, expected: Tensors | None
+) -> _Entry:
+    """Call a contender for the first time, and compare what it hands out with the definition.
+
+    Where there is none to compare with, results have to be finite.
+    """
     missing = contender.missing()
     if missing is not None:
         return _Entry(contender, "unavailable", missing)
@@ -195,6 +208,10 @@ def _checked(case: Case, contender: Contender, tensors: Tensors, expected: Tenso
     found = case.operator.outcome(result, tensors)
     entry = _Entry(contender, function=function)
     entry.handed_out = sum(tensor.nbytes for tensor in found.values())
+    if expected is None:
+        wrong = [name for name, value in found.items() if not value.isfinite().all()]
+        reason = f"not finite: {', '.join(wrong)}"
+        return replace(entry, status="refused", reason=reason) if wrong else entry
     if contender.role == "floor":
         return entry
     entry.error = accuracy.errors(found, expected)
@@ -231,6 +248,16 @@ def _memory(device: Device, case: Case, entry: _Entry, tensors: Tensors) -> dict
     return {"peak": peak, "handed_out": entry.handed_out, "added": added, "reason": None}
 
 
+def _first_call(
+    device: Device, case: Case, contender: Contender, settings: Settings
+) -> dict[str, Any]:
+    try:
+        found = asdict(first_call(case, contender, device.name, settings.threads))
+    except FirstCallError as error:
+        return {"reason": str(error)}
+    return found | {"reason": None}
+
+
 def _record_of_entry(case: Case, entry: _Entry, times: Times | None) -> Record:
     contender = entry.contender
     record = _record(case, contender.name, contender.role, case.bytes_moved, times)
@@ -240,6 +267,9 @@ def _record_of_entry(case: Case, entry: _Entry, times: Times | None) -> Record:
         "error": None if entry.error is None else _finite(entry.error),
         "tolerance": entry.tolerance,
         "memory": entry.memory,
+        "first_call": entry.first_call,
+        "package": contender.distribution and version_of(contender.distribution),
+        "made_equal": contender.made_equal,
     }
 
 
@@ -249,13 +279,16 @@ def _finite(errors: dict[str, float]) -> dict[str, float | None]:
 
 
 def _record(case: Case, contender: str, role: str, moved: int, times: Times | None) -> Record:
+    # What a network moves in a training step is not counted, and its bandwidth means nothing.
+    counts_all = role == "read" or not case.operator.is_step
+    rate = moved / times.median / GIGA if times is not None and counts_all else None
     return {
         "case": case.name,
         "about": case.about,
         "operator": case.operator.name,
         "sizes": case.sizes,
         "dtype": case.dtype,
-        "backward": bool(case.operator.differentiable),
+        "backward": bool(case.operator.differentiable) or case.operator.is_step,
         "contender": contender,
         "role": role,
         "status": "timed",
@@ -265,11 +298,14 @@ def _record(case: Case, contender: str, role: str, moved: int, times: Times | No
         "tolerance": None,
         "bytes": moved,
         "flops": None if role == "read" else case.flops,
-        "gigabytes_per_second": None if times is None else moved / times.median / GIGA,
+        "gigabytes_per_second": rate,
         "percent_of_sum": None,
         "percent_of_read": None,
         "percent_of_copy": None,
         "memory": None,
+        "first_call": None,
+        "package": None,
+        "made_equal": None,
     }
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 from introkernels.bench.environment import is_busy
 from introkernels.bench.records import Record, key
+from introkernels.bench.stale import AgeOf, fresh, notes
 
 EAGER = "eager"
 COMPILE = "compile"
+# What other training steps are compared with.
+PLAIN = "plain"
 TITLES = {COMPILE: "torch.compile", "cpp": "C++", "cuda": "CUDA", "triton": "Triton"}
 
 _MEGABYTE = 1e6
@@ -49,11 +52,26 @@ def speedup(records: Sequence[Record], name: str, over: str) -> float | None:
     return float(other["seconds"]["median"] / ours["seconds"]["median"])
 
 
-def label(record: Record) -> str:
-    """A case in words."""
+def label(record: Record, age_of: AgeOf = fresh) -> str:
+    """A case in words, with the mark of its age."""
+    return f"{computation(record)}: {at(record)}{mark(record, age_of)}"
+
+
+def computation(record: Record) -> str:
+    """What is computed: ``head forward and backward``."""
+    return f"{record['operator']} {'forward and backward' if record['backward'] else 'forward'}"
+
+
+def at(record: Record) -> str:
+    """At what it is computed: ``CIFAR-100, 64×100, float32``."""
     sizes = "×".join(map(str, record["sizes"].values()))
-    passes = "forward and backward" if record["backward"] else "forward"
-    return f"{record['operator']} {passes}: {record['about']}, {sizes}, {record['dtype']}"
+    return f"{record['about']}, {sizes}, {record['dtype']}"
+
+
+def mark(record: Record, age_of: AgeOf) -> str:
+    """`` †`` or `` ‡``, or nothing for a case that is up to date."""
+    sign = age_of(record).value
+    return f" {sign}" if sign else ""
 
 
 def time_cell(record: Record | None) -> str:
@@ -101,7 +119,7 @@ def added_memory(record: Record | None) -> str:
     return "< 1 MB" if added < 1 else f"{_three_digits(added)} MB"
 
 
-def summary(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def summary(records: Sequence[Record], age_of: AgeOf = fresh) -> tuple[list[str], list[list[str]]]:
     """Header and rows, one for each case, of records at one number of threads."""
     ours = _names(records, "ours")
     general = _names_of_all_operators(records)
@@ -116,7 +134,7 @@ def summary(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     header.append("beside them")
     rows = []
     for case in cases(records):
-        row = [label(case[0]), *(time_cell(_find(case, name)) for name in general)]
+        row = [label(case[0], age_of), *(time_cell(_find(case, name)) for name in general)]
         for name in ours:
             record = _find(case, name)
             row += [factor(speedup(case, name, base)) for base in baselines]
@@ -130,19 +148,67 @@ def summary(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def markdown(records: Sequence[Record], source: str) -> str:
+def is_steps(records: Sequence[Record]) -> bool:
+    """Whether these are training steps, which do different things, beside a plain one."""
+    return _find(records, PLAIN) is not None
+
+
+def step_costs(
+    records: Sequence[Record], age_of: AgeOf = fresh
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of training steps: the plain one's time, and how many such others take."""
+    others = [name for name in _names(records, "other") if name != PLAIN]
+    names = [*others, *_names(records, "ours")]
+    rows = [
+        [
+            label(case[0], age_of),
+            time_cell(_find(case, PLAIN)),
+            *(factor(speedup(case, PLAIN, name)) for name in names),
+        ]
+        for case in cases(records)
+    ]
+    return ["training step", f"{PLAIN} step", *names], rows
+
+
+def first_calls(
+    records: Sequence[Record], age_of: AgeOf = fresh
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what fresh processes needed, one row for each contender of a case."""
+    header = ["case", "contender", "import torch", "import introkernels", "first call", "second"]
+    rows = []
+    for record in records:
+        found = record["first_call"]
+        if found is None:
+            continue
+        times = ("import_torch", "import_introkernels", "call", "second")
+        cells = [found["reason"]] if found["reason"] else [seconds(found[name]) for name in times]
+        rows.append([label(record, age_of), record["contender"], *cells])
+    return header, [row + [""] * (len(header) - len(row)) for row in rows]
+
+
+def _tables(records: Sequence[Record], age_of: AgeOf) -> list[tuple[list[str], list[list[str]]]]:
+    if is_steps(records):
+        return [step_costs(records, age_of)]
+    found = [summary(records, age_of)]
+    calls = first_calls(records, age_of)
+    return [*found, calls] if calls[1] else found
+
+
+def markdown(records: Sequence[Record], source: str, age_of: AgeOf = fresh) -> str:
     """The section of a README: machine, commits, a table for each number of threads, the data.
 
     Args:
         source: link to the file of the records, relative to the document.
+        age_of: which cases get a mark; what it means is said below the tables.
     """
     blocks = []
     for threads in sorted({record["settings"]["threads"] for record in records}, reverse=True):
         part = [record for record in records if record["settings"]["threads"] == threads]
-        header, rows = summary(part)
-        lines = [_row(header), _row(["---"] + ["--:"] * (len(header) - 1))]
-        lines += [_row(row) for row in rows]
-        blocks += [f"{_provenance(part)}:", "\n".join(lines)]
+        blocks.append(f"{provenance(part)}:")
+        for header, rows in _tables(part, age_of):
+            lines = [_row(header), _row(["---"] + ["--:"] * (len(header) - 1))]
+            blocks.append("\n".join([*lines, *(_row(row) for row in rows)]))
+    blocks += notes(records, age_of)
     blocks.append(f"Data: [{source}]({source}).")
     return "\n\n".join(blocks)
 
@@ -160,11 +226,12 @@ def check_markers(document: str, suite: str) -> None:
         raise TableError(f"needs these two lines once, around the table's place:\n{begin}\n{end}")
 
 
-def put_into(document: str, records: Sequence[Record], source: str) -> str:
+def put_into(document: str, records: Sequence[Record], source: str, age_of: AgeOf = fresh) -> str:
     """``document`` with the tables of the records' suites brought up to date.
 
     Args:
         source: link to the file of the records, relative to the document.
+        age_of: which cases get a mark.
 
     Raises:
         TableError: the document lacks the markers of a suite.
@@ -175,7 +242,7 @@ def put_into(document: str, records: Sequence[Record], source: str) -> str:
         head, _, rest = document.partition(begin)
         tail = rest.partition(end)[2]
         part = [record for record in records if record["suite"] == suite]
-        document = f"{head}{begin}\n\n{markdown(part, source)}\n\n{end}{tail}"
+        document = f"{head}{begin}\n\n{markdown(part, source, age_of)}\n\n{end}{tail}"
     return document
 
 
@@ -191,7 +258,7 @@ def relative_link(data: Path, document: Path) -> str:
     return Path(os.path.relpath(data.resolve(), document.resolve().parent)).as_posix()
 
 
-def _provenance(records: Sequence[Record]) -> str:
+def provenance(records: Sequence[Record]) -> str:
     first = records[0]
     machine, versions = first["machine"], first["versions"]
     threads = first["settings"]["threads"]

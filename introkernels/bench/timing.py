@@ -45,7 +45,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call: quartiles and best over the samples; calls in each sample."""
+    """Seconds of one call: quartiles, best and worst over the samples; calls in each sample.
+
+    ``worst`` is None where it was not kept.
+    """
 
     median: float
     lower_quartile: float
@@ -53,11 +56,12 @@ class Times:
     best: float
     samples: int
     calls: int
+    worst: float | None = None
 
     @staticmethod
     def of(samples: Sequence[float], calls: int) -> Times:
         lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
-        return Times(median, lower, upper, min(samples), len(samples), calls)
+        return Times(median, lower, upper, min(samples), len(samples), calls, max(samples))
 
 
 def measure(

@@ -10,8 +10,8 @@ import pytest
 from bench_cases import SUITE, WRONG_SUITE
 
 from introkernels import cli
+from introkernels.bench import checkout, records, stale, tables
 from introkernels.bench import cli as bench_cli
-from introkernels.bench import records, tables
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,8 @@ def test_runs_writes_shows_and_fills_in_the_table(
     assert {record["memory"] for record in stored} == {None}
     assert {record["settings"]["threads"] for record in stored} == {1}
     table = document.read_text()
-    assert table == tables.put_into(table, stored, "results/cpu.jsonl")
+    age_of = stale.ages(checkout.root())
+    assert table == tables.put_into(table, stored, "results/cpu.jsonl", age_of)
 
     assert bench("--only", "distillation/*", *QUICK, "--out", out) == 0
     cases = {record["case"] for record in records.read(out)}
@@ -110,6 +111,12 @@ def test_results_are_named_for_suite_and_machine(
         (["--budget", "nan"], "--budget: got nan"),
         (["--from", "missing.jsonl"], "missing.jsonl: can't be read"),
         (["--from", "x.jsonl", "--only", "head"], "--from measures nothing: leave out --only"),
+        (["--from"], "--from: got no file, expected one or more"),
+        (["--from", "x.jsonl", "--against", "HEAD"], "measures nothing: leave out --against"),
+        (["--against", "HEAD", "--out", "x"], "--against keeps no results: leave out --out"),
+        (["--against", "HEAD", "--plot", "x"], "--against keeps no results: leave out --plot"),
+        (["--against", "HEAD", "--no-memory"], "measures times only: leave out --no-memory"),
+        (["--against", "HEAD", "--only", "nothing"], "no case fits --only nothing"),
         (["--table", "missing.md"], "--table: missing.md: "),
         (["--table", "empty.md"], "empty.md: needs these two lines once"),
         (["--out", "broken.jsonl"], "broken.jsonl, line 1: not a result"),
@@ -165,7 +172,10 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         bench("--help")
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    options = ("suite", "only", "dtype", "threads", "budget", "memory", "out", "table", "from")
+    options = (
+        *("suite", "only", "dtype", "threads", "budget", "memory", "out", "table", "plot"),
+        *("from", "against"),
+    )
     assert all(f"--{option}" in shown for option in options)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +30,10 @@ import introkernels as ik
 from introkernels.bench import environment, records, tables
 from introkernels.bench.contenders import COMPILE, EAGER, REFERENCE
 from introkernels.bench.model import Case, Contender, Suite
-from introkernels.bench.runner import number_of_sets, run_suite
+from introkernels.bench.operators.distillation import distillation_eager
+from introkernels.bench.runner import MOST_SETS, number_of_sets, run_suite
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*contenders: Contender, case: Case = DISTILLATION_CASE) -> dict[str, dict[str, Any]]:
@@ -154,6 +161,77 @@ def test_threads_are_those_asked_for() -> None:
         settings = type(QUICK)(threads, budget=0.01, memory=False, read_bytes=4)
         list(run_suite(suite, [case], settings))
     assert seen == [1, 2]
+
+
+def test_sets_of_inputs_take_turns() -> None:
+    """As many as are recorded, in the same order over and over: no call sees the last one's."""
+    seen: list[int] = []
+
+    def prepare(operator: object) -> Callable[..., Any]:
+        def call(logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            seen.append(logits.data_ptr())
+            return distillation_eager(logits, *others)
+
+        return call
+
+    record = run(Contender("spy", prepare))["spy"]
+    sets = record["input_sets"]
+    assert 2 <= sets <= MOST_SETS
+    # The first call is the check's; each one of the timing has the next set.
+    turns = seen[1:]
+    assert len(set(turns)) == sets
+    assert turns[sets:] == turns[:-sets]
+
+
+def test_the_spread_of_times_is_on_record() -> None:
+    times = run(EAGER)["eager"]["seconds"]
+    order = ("best", "lower_quartile", "median", "upper_quartile", "worst")
+    spread = [times[name] for name in order]
+    assert spread == sorted(spread)
+    assert 0 < times["best"] < times["worst"]
+
+
+def test_without_a_definition_results_only_have_to_be_finite() -> None:
+    operator = replace(DISTILLATION_CASE.operator, definition=None)
+    found = run(WRONG_LOSS, NAN, case=replace(DISTILLATION_CASE, operator=operator))
+    assert found["wrong loss"]["status"] == "timed"
+    assert found["wrong loss"]["error"] is None
+    assert found["nan"]["status"] == "refused"
+    assert found["nan"]["reason"] == "not finite: loss, grad logits"
+
+
+def test_what_was_made_equal_and_the_package_are_on_record() -> None:
+    peer = replace(EAGER, name="peer", distribution="numpy", made_equal="T² outside")
+    found = run(peer, EAGER)
+    assert found["peer"]["made_equal"] == "T² outside"
+    assert found["peer"]["package"] == f"numpy {metadata.version('numpy')}"
+    assert found["eager"]["made_equal"] is found["eager"]["package"] is None
+
+
+def test_contenders_of_other_devices_stay_out() -> None:
+    found = run(EAGER, replace(SLOW, devices=("cuda",)))
+    assert "slow" not in found
+
+
+def test_records_from_before_a_field_can_be_read(tmp_path: Path) -> None:
+    later = ("first_call", "package", "made_equal")
+    found = list(run(EAGER).values())
+    older = [{name: value for name, value in r.items() if name not in later} for r in found]
+    for record in older:
+        del record["seconds"]["worst"]
+    path = tmp_path / "older.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in older))
+    read = records.read(path)
+    assert [record["contender"] for record in read] == [record["contender"] for record in found]
+    assert all(record[name] is None for record in read for name in later)
+    records.write(path, older)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*.jsonl")), ids=lambda path: path.stem
+)
+def test_committed_results_can_be_read(path: Path) -> None:
+    assert records.read(path)
 
 
 @pytest.mark.parametrize(

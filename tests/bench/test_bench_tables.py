@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bench_cases import QUICK, SUITE, TINY, WRONG_SUITE
 
-from introkernels.bench import records, tables
+from introkernels.bench import records, stale, tables
 from introkernels.bench.model import Suite
 from introkernels.bench.runner import run_suite
 
@@ -177,6 +177,24 @@ def test_seconds(value: float, text: str) -> None:
     assert tables.seconds(value) == text
 
 
+def without_marks(document: str) -> str:
+    """A document whose tables have no marks of age, and nothing said about them."""
+    for note in stale.NOTES.values():
+        document = document.replace(f"{note}\n\n", "")
+    return re.sub(r"^(\| [^|]*) [†‡] (?=\|)", r"\1 ", document, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("age", stale.Age)
+def test_a_table_without_its_marks_is_the_table_that_never_had_any(
+    found: list[dict[str, Any]], age: stale.Age
+) -> None:
+    document = f"{BEGIN}\n{END}\n"
+    marked = tables.put_into(document, found, "results.jsonl", lambda record: age)
+    rows = re.findall(r"^\| .*: a tiny case, .*32 [†‡] ", marked, re.MULTILINE)
+    assert len(rows) == (0 if age is stale.Age.CURRENT else len(TINY))
+    assert without_marks(marked) == tables.put_into(document, found, "results.jsonl")
+
+
 def test_the_table_of_the_readme_is_made_from_the_committed_results() -> None:
     readme = ROOT / "README.md"
     document = readme.read_text(encoding="utf-8")
@@ -187,6 +205,8 @@ def test_the_table_of_the_readme_is_made_from_the_committed_results() -> None:
         assert source is not None, "the README names no data"
         stored = records.read(ROOT / source)
         assert {record["suite"] for record in stored} == {suite}
-        assert tables.put_into(document, stored, source) == document, (
+        # Marks tell of the day when the table was made.
+        made = tables.put_into(document, stored, source)
+        assert made == without_marks(document), (
             f"run: introkernels bench --from {source} --table README.md"
         )

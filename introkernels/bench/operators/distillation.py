@@ -8,15 +8,16 @@ from torch import Generator, Tensor
 
 import introkernels as ik
 from introkernels.bench.model import Operator, Sizes, Tensors
-
-TEMPERATURE = 4.0
-CE_WEIGHT = 0.7
-KL_WEIGHT = 0.3
-
-# Targets are int64; a loss and a statistic are float32 for float32 and half inputs.
-INDEX_BYTES = 8
-LOSS_BYTES = 4
-STATISTIC_BYTES = 4
+from introkernels.bench.operators.constants import (
+    CE_WEIGHT,
+    INDEX_BYTES,
+    KL_WEIGHT,
+    LOSS_BYTES,
+    STATISTIC_BYTES,
+    TEMPERATURE,
+)
+from introkernels.bench.peers.liger import LIGER_DISTILLATION
+from introkernels.bench.peers.torchdistill import TORCHDISTILL
 
 
 def distillation_eager(logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
@@ -109,6 +110,7 @@ DISTILLATION = Operator(
     eager=distillation_eager,
     definition=_distillation_definition,
     bytes_moved=_distillation_bytes,
+    contenders=(TORCHDISTILL, LIGER_DISTILLATION),
 )
 
 SIMILARITY = Operator(

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 
 import introkernels as ik
 from introkernels.bench.model import Contender, Operator, Sizes, Tensors
-from introkernels.bench.operators.distillation import INDEX_BYTES, LOSS_BYTES, similarity_eager
+from introkernels.bench.operators.constants import INDEX_BYTES, LOSS_BYTES
+from introkernels.bench.operators.distillation import similarity_eager
 
 # Logits, dots and norms forward; the gradients of features and weight backward.
 MATRIX_PRODUCTS = 5
@@ -47,7 +48,7 @@ def _matmuls(operator: Operator) -> Callable[..., Tensor]:
     return head_matmuls
 
 
-def _draw(sizes: Sizes, dtype: torch.dtype, generator: Generator) -> Tensors:
+def draw_head(sizes: Sizes, dtype: torch.dtype, generator: Generator) -> Tensors:
     """Features as a rectifier leaves them, half of them zero; weights of a fresh Linear layer."""
     B, C, D = sizes["B"], sizes["C"], sizes["D"]
     return {
@@ -76,7 +77,7 @@ def _flops(sizes: Sizes) -> int:
 HEAD = Operator(
     name="head",
     dims=("B", "C", "D"),
-    draw=_draw,
+    draw=draw_head,
     outputs=("loss",),
     differentiable=("features", "weight"),
     largest="weight",

@@ -9,13 +9,8 @@ from torch import Generator, Tensor
 
 import introkernels as ik
 from introkernels.bench.model import Contender, Operator, Sizes, Tensors
-from introkernels.bench.operators.distillation import (
-    INDEX_BYTES,
-    LOSS_BYTES,
-    STATISTIC_BYTES,
-    distillation_eager,
-    draw_logits,
-)
+from introkernels.bench.operators.constants import INDEX_BYTES, LOSS_BYTES, STATISTIC_BYTES
+from introkernels.bench.operators.distillation import distillation_eager, draw_logits
 
 
 def stats_eager(gradients: Tensor, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
