@@ -42,6 +42,10 @@ LEFT_OUT = (
     # Freed memory is kept back, so that its use is seen: what a process holds says nothing.
     "--ignore=tests/losses/test_memory.py",
     "--ignore=tests/bench/test_bench_memory.py",
+    # They start whole trainings, and trees of other commits, that watch nothing new.
+    "--ignore=tests/train/study/test_study_quick.py",
+    "--ignore=tests/train/test_distributed_training.py",
+    "--ignore=tests/bench/test_bench_against.py",
     # It calls `ps`, which hangs when AddressSanitizer is preloaded into it.
     "--deselect",
     "tests/train/test_interruption.py::test_workers_die_with_a_killed_command_and_it_resumes",

@@ -199,7 +199,7 @@ def test_the_table_of_the_readme_is_made_from_the_committed_results() -> None:
     readme = ROOT / "README.md"
     document = readme.read_text(encoding="utf-8")
     suites = re.findall(r"<!-- bench (\w+):", document)
-    assert suites == ["cpu"]
+    assert suites == ["cpu", "step"]
     for suite in suites:
         source = tables.source_of(document, suite)
         assert source is not None, "the README names no data"
