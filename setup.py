@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -81,7 +82,8 @@ STANDARD = "-std=c++20"
 # that the same inputs give the same bits whichever instruction set a kernel is compiled for.
 CXX_FLAGS = [
     STANDARD,
-    "-O3",
+    # Unless CFLAGS asks for another level: these flags come after them.
+    *([] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O3"]),
     "-fno-math-errno",
     "-ffp-contract=off",
     "-fvisibility=hidden",
