@@ -120,8 +120,7 @@ def environment() -> dict[str, str]:
 
 def build() -> None:
     """Build the copy of the package."""
-    # What is checked doubles the code: optimised as usual it would compile three times as long.
-    flags = " ".join(("-O1", "-g1", *FLAGS))
+    flags = " ".join(FLAGS)
     result = subprocess.run(
         [
             *(sys.executable, "setup.py", "--quiet", "build", "--debug"),
