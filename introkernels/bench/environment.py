@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 import introkernels as ik
+from introkernels.bench import checkout
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -93,12 +93,14 @@ def commit() -> dict[str, Any] | None:
 
     None for an installed package, even one installed below some other checkout.
     """
-    package = Path(ik.__file__).resolve().parent
-    tracked = _git(package, "ls-files", "--error-unmatch", Path(ik.__file__).name)
-    revision = _git(package, "rev-parse", "HEAD")
-    if tracked is None or revision is None:
+    root = checkout.root()
+    if root is None:
         return None
-    changes = _git(package.parent, "status", "--porcelain", "--", *_CODE)
+    try:
+        revision = checkout.git(root, "rev-parse", "HEAD")
+        changes = checkout.git(root, "status", "--porcelain", "--", *_CODE)
+    except checkout.GitError:
+        return None
     return {"revision": revision, "changed": bool(changes)}
 
 
@@ -151,18 +153,3 @@ def _version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers, or None where there is no git, no checkout, or no such file."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

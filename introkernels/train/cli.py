@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from introkernels.explain import MethodComparison
@@ -29,6 +28,7 @@ from introkernels.train.experiment import (
 )
 from introkernels.train.files import DirectoryBusyError
 from introkernels.train.findings import readable
+from introkernels.train.progress import progress_bar
 from introkernels.train.workers import WorkerLostError
 
 DESCRIPTION = """Train a small network by several methods over several seeds, and write a report.
@@ -121,14 +121,7 @@ def _parse(arguments: Sequence[str], default: Options) -> Options:
 def _train(options: Options, console: Console) -> dict[str, Any]:
     config = options.experiment()
     runs = len(config.methods) * config.seeds
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (options.progress and Processes().first),
-    ) as progress:
+    with progress_bar(console, shown=options.progress and Processes().first) as progress:
         task = progress.add_task(f"{runs} runs, epochs", total=epochs_in_all(config))
         return run_experiment(
             config,

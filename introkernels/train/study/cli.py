@@ -9,13 +9,13 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from introkernels.train.checkpoint import CheckpointError
 from introkernels.train.config import ConfigError
 from introkernels.train.data import DataError
 from introkernels.train.experiment import DirectoryError
 from introkernels.train.files import DirectoryBusyError
+from introkernels.train.progress import progress_bar
 from introkernels.train.study import report
 from introkernels.train.study.plan import Plan, PlanError, load, load_preset, presets
 from introkernels.train.study.runner import run_study
@@ -107,14 +107,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(plan: Plan, out: Path, options: Options, console: Console) -> dict[str, object]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not options.progress,
-    ) as progress:
+    with progress_bar(console, shown=options.progress) as progress:
         tasks = []
 
         def start(stage: str, epochs: int) -> None:

@@ -134,10 +134,8 @@ def run_study(
                 "seed": job.seed,
                 **_told(record),
             }
-            for (c, job), record in zip(
-                ((c, job) for c, job in zip(_repeated(chosen, len(fresh)), jobs, strict=True)),
-                records,
-                strict=True,
+            for (c, _), job, record in zip(
+                itertools.product(chosen, fresh), jobs, records, strict=True
             )
         ]
         study = {
@@ -265,10 +263,6 @@ def _told(record: Record) -> Record:
     last = record["history"][-1]
     validation = {name: last[f"validation_{name}"] for name in record["test"]}
     return {name: record[name] for name in names} | {"validation": validation}
-
-
-def _repeated(items: Sequence[Any], times: int) -> list[Any]:
-    return [item for item in items for _ in range(times)]
 
 
 def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
