@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -215,6 +217,21 @@ def indices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad indices raise, as they do on the CPU, on a GPU too, where it has to be asked for."""
     if backends.device() == "cuda" or backends.emulated():
         monkeypatch.setenv("INTROKERNELS_CHECK", "1")
+
+
+@pytest.fixture
+def process_group() -> Iterator[dist.ProcessGroup]:
+    """A group of this process alone.
+
+    It ends after the test's own variables: a model that is the last to hold a group lets go of it
+    under the interpreter's lock, and waits for the group's threads, which may wait for that lock.
+    """
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.group.WORLD
+    assert group is not None
+    yield group
+    gc.collect()
+    dist.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

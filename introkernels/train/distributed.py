@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -103,5 +105,11 @@ def started_by_torchrun(device: str) -> Iterator[str]:
         dist.init_process_group("gloo")
     try:
         yield device
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        # A model that is the last to hold the group lets go of it under the interpreter's lock,
+        # and waits for the group's threads, which may wait for that lock: no model may outlive it.
+        gc.collect()
         dist.destroy_process_group()

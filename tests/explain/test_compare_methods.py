@@ -239,16 +239,11 @@ def test_as_a_table() -> None:
     ]
 
 
-def test_wrapped_models(tmp_path: Any) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_wrapped_models() -> None:
     inputs, target = images()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    try:
-        model = nn.parallel.DistributedDataParallel(cnn())
-        comparison = compare(model, inputs, target)
-    finally:
-        torch.distributed.destroy_process_group()
+    model = nn.parallel.DistributedDataParallel(cnn())
+    comparison = compare(model, inputs, target)
     plain = compare(cnn(), inputs, target)
     for got, wanted in zip(comparison.rows[:3], plain.rows[:3], strict=True):
         assert got.correlation == wanted.correlation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +223,7 @@ def test_activation_checkpoints_are_recomputed_in_the_explained_state(method: An
         assert model.state_dict()[name].equal(value), name
 
 
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(
     ("method", "mode", "training"),
     [
@@ -235,7 +235,7 @@ def test_activation_checkpoints_are_recomputed_in_the_explained_state(method: An
         ("head", "train", True),
     ],
 )
-def test_a_distributed_model(tmp_path: Path, method: Any, mode: Any, training: bool) -> None:
+def test_a_distributed_model(method: Any, mode: Any, training: bool) -> None:
     passes: list[str] = []
     keywords: dict[str, Any] = {"method": method, "mode": mode}
     inputs, target = images()
@@ -244,16 +244,10 @@ def test_a_distributed_model(tmp_path: Path, method: Any, mode: Any, training: b
     _, expected = explain(copy.deepcopy(model), inputs, target, **keywords)
     plain = copy.deepcopy(model)
     F.cross_entropy(plain(inputs), target).backward()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    try:
-        distributed = nn.parallel.DistributedDataParallel(model)
-        distributed.register_forward_hook(lambda *arguments: passes.append("distributed"))
-        logits, stats = explain(distributed, inputs, target, **keywords)
-        F.cross_entropy(logits, target).backward()
-    finally:
-        torch.distributed.destroy_process_group()
+    distributed = nn.parallel.DistributedDataParallel(model)
+    distributed.register_forward_hook(lambda *arguments: passes.append("distributed"))
+    logits, stats = explain(distributed, inputs, target, **keywords)
+    F.cross_entropy(logits, target).backward()
     # The wrapper sees the training forward only: its own would broadcast the buffers once more.
     assert passes == ["distributed"]
     assert_close(stats, expected, 1e-13)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from explain_models import CLASSES, cnn, images
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -177,17 +175,12 @@ def test_a_bank_of_another_number_of_classes_is_refused() -> None:
         other(*images())
 
 
-def test_compiled_processes_share_one_bank_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_compiled_processes_share_one_bank_too(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[Any] = []
     monkeypatch.setattr("introkernels.bank.all_reduce", lambda _, group: groups.append(group))
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        parallel = DistributedDataParallel(cnn().eval())
-        compiled = torch.compile(parallel, backend="eager")
-        objective = ik.IntrospectiveObjective(compiled, method="head", bank_momentum=0.5)
-        objective(*images())
-        assert groups == [parallel.process_group]
-    finally:
-        dist.destroy_process_group()
+    parallel = DistributedDataParallel(cnn().eval())
+    compiled = torch.compile(parallel, backend="eager")
+    objective = ik.IntrospectiveObjective(compiled, method="head", bank_momentum=0.5)
+    objective(*images())
+    assert groups == [parallel.process_group]

@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from introkernels.train.distributed import Processes
+from introkernels.train.distributed import Processes, started_by_torchrun
 
 # A last batch of 15 in shares of 8 and 7; nothing is drawn for an image.
 METHODS = (
@@ -81,6 +87,38 @@ def test_gradients_are_averaged_once_for_a_batch_in_parts(
     assert done.stdout.count("Report:") == 1
     runs = Path("runs/standard/seed0")
     same(outcomes[1] / runs, tmp_path / "out" / runs)
+
+
+def train(network: nn.Module, seen: list[weakref.ref[Any]], *, fails: bool) -> None:
+    parallel = DistributedDataParallel(network)
+    seen.append(weakref.ref(parallel))
+    if fails:
+        raise ValueError("a loss of nan")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_model_outlives_its_group(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """It could end it only with the interpreter's lock, for which the group's threads may wait."""
+    settings = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in {**settings, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    seen: list[weakref.ref[Any]] = []
+    at_the_end: list[Any] = []
+    destroy = dist.destroy_process_group
+
+    def noting() -> None:
+        at_the_end.extend(model() for model in seen)
+        destroy()
+
+    monkeypatch.setattr(dist, "destroy_process_group", noting)
+    with (
+        pytest.raises(ValueError, match="a loss of nan") if fails else nullcontext(),
+        started_by_torchrun("cpu") as device,
+    ):
+        assert device == "cpu"
+        train(nn.Linear(2, 3), seen, fails=fails)
+    assert at_the_end == [None]
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

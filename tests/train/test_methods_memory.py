@@ -123,7 +123,7 @@ def test_bank_is_the_moving_average_of_the_similarities_of_a_pair_of_classes():
     assert_near(output.loss, 0.7 * cross_entropy(logits, target) + 0.3 * 4 * kl)
 
 
-def test_bank_takes_the_batches_of_all_processes_for_one(monkeypatch):
+def test_bank_takes_the_batches_of_all_processes_for_one(monkeypatch, request):
     groups = []
     update = SimilarityBank.update
 
@@ -134,12 +134,9 @@ def test_bank_takes_the_batches_of_all_processes_for_one(monkeypatch):
     monkeypatch.setattr(SimilarityBank, "update", noting)
     learner = learner_of(IntrospectiveBank())
     learner(*batch())
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        learner(*batch())
-        assert groups == [None, distributed.group.WORLD]
-    finally:
-        distributed.destroy_process_group()
+    group = request.getfixturevalue("process_group")
+    learner(*batch())
+    assert groups == [None, group]
 
 
 @pytest.mark.parametrize("name", METHODS)
