@@ -34,6 +34,8 @@ GRACE_SECONDS = 5.0
 SHOWN_LINES = 30
 
 PASSED = "passed"
+# Tells a part how many seconds it may take.
+LIMIT = "INTROKERNELS_PART_SECONDS"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,12 @@ def run_part(part: Part, out: Path, seconds: float) -> Outcome:
     """Run a part for at most ``seconds``; what it prints goes to its log."""
     log = out / f"{part.name}.log"
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"} | part.environment
+    environment = os.environ | {
+        "PYTHONPATH": paths,
+        "PYTHONUNBUFFERED": "1",
+        LIMIT: f"{seconds:.0f}",
+        **part.environment,
+    }
     start = time.monotonic()
     with log.open("wb") as output:
         try:

@@ -1,12 +1,17 @@
 """The suite gpu of `introkernels bench`, with nothing installed beside PyTorch and Triton.
 
-Results are written after each case, so that a run that is cut short keeps what it measured.
+Results are written after each case, so that a run that is cut short keeps what it measured. A case
+is not begun where the longest one so far would not fit into the time that `make gpu-check` gives.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,17 +22,46 @@ from introkernels.bench.suites import GPU
 
 # Less than on a CPU: times on a GPU that nobody else uses hardly vary.
 SECONDS_OF_A_CASE = 2.0
+# What a part of `make gpu-check` may take, as its environment says; for the table, of that.
+LIMIT = "INTROKERNELS_PART_SECONDS"
+SECONDS_OF_THE_TABLE = 5.0
+
+Result = TypeVar("Result")
+
+
+def within(
+    seconds: float, results: Iterator[Result], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Result]:
+    """What ``results`` gives, until the one that took longest would no longer fit."""
+    longest = 0.0
+    before = clock()
+    end = before + seconds
+    while before + longest < end:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        now = clock()
+        longest = max(longest, now - before)
+        before = now
+        yield result
 
 
 def main(out: Path) -> int:
-    """Measure into ``gpu-<name of the GPU>.jsonl`` in ``out``; 1 where a kernel of ours failed."""
+    """Measure into ``gpu-<name of the GPU>.jsonl`` in ``out``.
+
+    1 where a kernel of ours failed, or where there was no time for a case.
+    """
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU: nothing is measured")
         return 1
     name = f"{GPU.name}-{environment.slug(environment.machine(GPU.device))}.jsonl"
     settings = Settings(torch.get_num_threads(), budget=SECONDS_OF_A_CASE, read_bytes=1 << 30)
     stored: list[Record] = []
-    for found in run_suite(GPU, GPU.cases, settings):
+    seconds = float(os.environ.get(LIMIT, "inf")) - SECONDS_OF_THE_TABLE
+    left_out = [case.name for case in GPU.cases]
+    for found in within(seconds, run_suite(GPU, GPU.cases, settings)):
+        left_out.remove(found[0]["case"])
         stored += found
         records.write(out / name, stored)
         print(tables.label(found[0]))
@@ -37,7 +71,9 @@ def main(out: Path) -> int:
     failed = [r for r in stored if r["role"] == "ours" and r["status"] != "timed"]
     for record in failed:
         print(f"{record['case']}: {record['contender']} {record['status']}: {record['reason']}")
-    return 1 if failed else 0
+    if left_out:
+        print(f"no time was left for {', '.join(left_out)}")
+    return 1 if failed or left_out else 0
 
 
 def line(record: Record) -> str:

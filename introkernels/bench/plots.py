@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from introkernels.bench import tables
 from introkernels.bench.environment import slug
@@ -27,7 +27,18 @@ from introkernels.plotting import COLOURS, styled, svg
 # So many points make a curve.
 FEWEST_POINTS = 3
 MEGABYTE = 1e6
-CLASSES = "C"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A size that cases of a sweep differ in, and what it is."""
+
+    size: str
+    words: str
+
+
+CLASSES = Swept("C", "classes C")
+DIMENSIONS = Swept("D", "dimensions D")
 
 _GREY, _ORANGE, _GREEN, _SKY, _BLUE, _PINK, _RED = COLOURS
 _OWN_COLOURS = {
@@ -134,11 +145,16 @@ def bandwidth_bars(records: Sequence[Record], age_of: AgeOf) -> Figure | None:
 
 def time_by_classes(records: Sequence[Record], age_of: AgeOf) -> Figure | None:
     """Median time against C, a panel for each operator, dtype and set of other sizes."""
+    return _swept(records, age_of, CLASSES, _milliseconds, "Time of a call", "ms", lowest=0.0)
 
-    def milliseconds(record: Record) -> float | None:
-        return record["seconds"]["median"] * 1e3 if record["seconds"] else None
 
-    return _by_classes(records, age_of, milliseconds, "Time of a call", "ms", lowest=0.0)
+def time_by_dimensions(records: Sequence[Record], age_of: AgeOf) -> Figure | None:
+    """Median time against D, a panel for each operator, dtype and set of other sizes."""
+    return _swept(records, age_of, DIMENSIONS, _milliseconds, "Time of a call", "ms", lowest=0.0)
+
+
+def _milliseconds(record: Record) -> float | None:
+    return record["seconds"]["median"] * 1e3 if record["seconds"] else None
 
 
 def memory_by_classes(records: Sequence[Record], age_of: AgeOf) -> Figure | None:
@@ -152,15 +168,17 @@ def memory_by_classes(records: Sequence[Record], age_of: AgeOf) -> Figure | None
         return None if added is None else added / MEGABYTE
 
     title = "Memory that a call adds (1 MB or less is drawn as 1)"
-    return _by_classes(records, age_of, megabytes, title, "MB", lowest=1.0)
+    return _swept(records, age_of, CLASSES, megabytes, title, "MB", lowest=1.0)
 
 
 _Make = Callable[[Sequence[Record], AgeOf], Figure | None]
-_CURVE = f"needs an operator at {FEWEST_POINTS} or more C, with its other sizes and dtype the same"
+_CURVE = f"needs an operator at {FEWEST_POINTS} or more {{}}, its other sizes and dtype the same"
+_OVER_CLASSES = _CURVE.format(CLASSES.size)
 _KINDS: dict[str, tuple[_Make, str]] = {
     "bandwidth": (bandwidth_bars, "needs a case that memory limits, timed in its run"),
-    "time": (time_by_classes, _CURVE),
-    "memory": (memory_by_classes, f"{_CURVE}, and its memory measured"),
+    "time": (time_by_classes, _OVER_CLASSES),
+    "time-of-dimensions": (time_by_dimensions, _CURVE.format(DIMENSIONS.size)),
+    "memory": (memory_by_classes, f"{_OVER_CLASSES}, and its memory measured"),
 }
 
 
@@ -184,15 +202,17 @@ def _is_bar(record: Record, plain: str) -> bool:
     return bool(compared and known)
 
 
-def _by_classes(
+def _swept(
     records: Sequence[Record],
     age_of: AgeOf,
+    swept: Swept,
     value: Callable[[Record], float | None],
     title: str,
     unit: str,
     lowest: float,
 ) -> Figure | None:
-    panels = [panel for group in _sweeps(records) if (panel := _curves(group, value))]
+    groups = _sweeps(records, swept.size)
+    panels = [panel for group in groups if (panel := _curves(group, swept.size, value))]
     if not panels:
         return None
     names = _in_order(record for panel in panels for curve in panel.values() for record in curve)
@@ -202,7 +222,7 @@ def _by_classes(
     figure = Figure(figsize=(1.2 + 4.4 * columns, 1.3 + 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_curves(axis, panel, value, looks, age_of, lowest)
+        _draw_curves(axis, panel, swept, value, looks, age_of, lowest)
         axis.set_ylabel(unit)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -215,19 +235,20 @@ def _by_classes(
 def _draw_curves(
     axis: Axes,
     panel: dict[str, list[Record]],
+    swept: Swept,
     value: Callable[[Record], float | None],
     looks: dict[str, dict[str, Any]],
     age_of: AgeOf,
     lowest: float,
 ) -> None:
     for name, curve in panel.items():
-        classes = [record["sizes"][CLASSES] for record in curve]
-        axis.plot(classes, [max(value(record) or 0.0, lowest) for record in curve], **looks[name])
+        places = [record["sizes"][swept.size] for record in curve]
+        axis.plot(places, [max(value(record) or 0.0, lowest) for record in curve], **looks[name])
     of_all = [record for curve in panel.values() for record in curve]
-    ticks = sorted({record["sizes"][CLASSES] for record in of_all})
+    ticks = sorted({record["sizes"][swept.size] for record in of_all})
     first = of_all[0]
     sizes = "×".join(
-        name if name == CLASSES else str(size) for name, size in first["sizes"].items()
+        name if name == swept.size else str(size) for name, size in first["sizes"].items()
     )
     marks = dict.fromkeys(tables.mark(record, age_of) for record in of_all)
     axis.set_title(f"{tables.computation(first)}, {sizes}, {first['dtype']}{''.join(marks)}")
@@ -235,29 +256,29 @@ def _draw_curves(
     axis.set_yscale("log")
     axis.set_xticks(ticks, [f"{number:,}" for number in ticks])
     axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-    axis.set_xlabel("classes C")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(swept.words)
     axis.grid(visible=True, axis="both")
     axis.set_axisbelow(True)
 
 
-def _sweeps(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that differ in C alone, of each operator at three or more C."""
+def _sweeps(records: Sequence[Record], swept: str) -> list[list[Record]]:
+    """Records of each operator that differ in one size alone."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        if record["role"] != "read" and CLASSES in record["sizes"]:
-            others = tuple(
-                (name, size) for name, size in record["sizes"].items() if name != CLASSES
-            )
+        if record["role"] != "read" and swept in record["sizes"]:
+            others = tuple((name, size) for name, size in record["sizes"].items() if name != swept)
             kind = record["operator"], record["dtype"], others
             groups.setdefault(kind, []).append(record)
     return list(groups.values())
 
 
 def _curves(
-    group: Sequence[Record], value: Callable[[Record], float | None]
+    group: Sequence[Record], swept: str, value: Callable[[Record], float | None]
 ) -> dict[str, list[Record]]:
-    """The contenders of a group that have a value at enough C, and their records by rising C.
+    """The contenders of a group with a value at enough sizes, and their records by rising size.
 
     Of cases that differ in their names alone the first counts.
     """
@@ -265,9 +286,9 @@ def _curves(
     for record in group:
         if value(record) is not None:
             points = curves.setdefault(record["contender"], {})
-            points.setdefault(record["sizes"][CLASSES], record)
+            points.setdefault(record["sizes"][swept], record)
     return {
-        name: [points[classes] for classes in sorted(points)]
+        name: [points[size] for size in sorted(points)]
         for name, points in curves.items()
         if len(points) >= FEWEST_POINTS
     }

@@ -63,10 +63,18 @@ def lines(axis: Any) -> list[tuple[list[float], list[float]]]:
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()]
 
 
+def over_dimensions(*dimensions: int) -> list[Any]:
+    """A sweep over D: what that over C has at as many classes."""
+    return [
+        r | {"sizes": {"B": 8, "C": 5, "D": r["sizes"]["C"]}, "case": f"dims-{r['sizes']['C']}"}
+        for r in sweep(*dimensions)
+    ]
+
+
 def test_a_sweep_gives_every_plot_and_each_is_svg() -> None:
-    made = plots.plots(sweep(10, 100, 1000), fresh)
+    made = plots.plots(sweep(10, 100, 1000) + over_dimensions(20, 40, 80), fresh)
     assert not made.skipped
-    kinds = ("bandwidth", "time", "memory")
+    kinds = ("bandwidth", "time", "time-of-dimensions", "memory")
     assert list(made.made) == [f"{PLACE}-{kind}.svg" for kind in kinds]
     for text in made.made.values():
         assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
@@ -101,8 +109,10 @@ def test_a_gpu_is_compared_with_a_copy() -> None:
 @pytest.mark.parametrize("fields", [{"flops": 7}, {"percent_of_read": None}])
 def test_what_memory_does_not_limit_has_no_bars(fields: dict[str, Any]) -> None:
     assert plots.bandwidth_bars(sweep(10, **fields), fresh) is None
-    skipped = plots.plots(sweep(10, 100, 1000, **fields), fresh).skipped
-    assert skipped == [f"{PLACE}-bandwidth: needs a case that memory limits, timed in its run"]
+    found = sweep(10, 100, 1000, **fields) + over_dimensions(20, 40, 80)
+    assert plots.plots(found, fresh).skipped == []
+    skipped = plots.plots(sweep(10, **fields), fresh).skipped
+    assert skipped[:1] == [f"{PLACE}-bandwidth: needs a case that memory limits, timed in its run"]
 
 
 def test_training_steps_have_no_bandwidth() -> None:
@@ -122,6 +132,22 @@ def test_curves_run_through_the_medians_by_rising_classes() -> None:
         assert classes == [10, 100, 1000]
         assert times == pytest.approx([microseconds * C * 1e-3 for C in classes])
     assert axis.get_title(loc="left") == "distillation forward and backward, 8×C, float32"
+
+
+def test_curves_over_dimensions() -> None:
+    found = sweep(1000, 10, 100) + over_dimensions(80, 20, 40)
+    figure = plots.time_by_dimensions(found, fresh)
+    assert figure is not None
+    (axis,) = figure.axes
+    for microseconds, (dimensions, times) in zip((30, 20, 10), lines(axis), strict=True):
+        assert dimensions == [20, 40, 80]
+        assert times == pytest.approx([microseconds * D * 1e-3 for D in dimensions])
+    assert axis.get_title(loc="left") == "distillation forward and backward, 8×5×D, float32"
+    assert axis.get_xlabel() == "dimensions D"
+    # Those of the sweep over D have one number of classes, which makes no curve over it.
+    by_classes = plots.time_by_classes(found, fresh)
+    assert by_classes is not None
+    assert [axis.get_xlabel() for axis in by_classes.axes] == ["classes C"]
 
 
 def test_memory_below_a_megabyte_is_drawn_as_one() -> None:
@@ -210,7 +236,7 @@ def test_machines_and_threads_have_plots_of_their_own() -> None:
     made = plots.plots(found, fresh)
     places = [PLACE, "cpu-some-cpu-2-cores-2-threads", "cpu-other-cpu-4-cores-1-thread"]
     assert list(made.made) == [f"{place}-bandwidth.svg" for place in places]
-    assert len(made.skipped) == 6
+    assert len(made.skipped) == 9
 
 
 def test_two_runs_of_one_case_are_not_mixed() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+from introkernels.bench import records
+from introkernels.bench.contenders import CPP
+from introkernels.bench.suites import CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,6 +187,60 @@ def test_the_parts_name_what_there_is(tmp_path: Path) -> None:
         for argument in each.command[1:]:
             if argument.startswith(("benchmarks/", "tests/")) or argument.endswith(".py"):
                 assert (ROOT / argument).exists(), argument
+
+
+def test_a_part_is_told_its_limit(tmp_path: Path) -> None:
+    ask = part("asks", f"import os; print(os.environ['{gpu_check.LIMIT}'])", seconds=17)
+    gpu_check.run([ask], tmp_path, say=silent)
+    assert (tmp_path / "asks.log").read_text() == "17\n"
+    assert script("gpu_suite").LIMIT == gpu_check.LIMIT
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0, 0), (0.1, 1), (9, 2), (11, 3), (100, 5)])
+def test_a_case_is_begun_only_where_the_longest_so_far_fits(seconds: float, count: int) -> None:
+    now = 0.0
+
+    def cases() -> Iterator[int]:
+        nonlocal now
+        for number, taken in enumerate((2, 4, 3, 4, 1)):
+            now += taken
+            yield number
+
+    measured = script("gpu_suite").within(seconds, cases(), lambda: now)
+    assert list(measured) == list(range(count))
+
+
+def on_this_cpu(monkeypatch: pytest.MonkeyPatch, limit: str) -> ModuleType:
+    """The script that measures on a GPU, with two small cases of the CPU."""
+    suite = script("gpu_suite")
+    small = [case for case in CPU.cases if case.name == "distillation/cifar100/float32"]
+    again = dataclasses.replace(small[0], use="again")
+    cases = (*small, again)
+    monkeypatch.setattr(suite, "GPU", dataclasses.replace(CPU, cases=cases, contenders=(CPP,)))
+    monkeypatch.setattr(suite, "SECONDS_OF_A_CASE", 0.05)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(suite.LIMIT, limit)
+    return suite
+
+
+def test_cases_for_which_there_is_no_time_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = on_this_cpu(monkeypatch, "5.001")
+    assert suite.main(tmp_path) == 1
+    assert "no time was left for distillation/again/float32\n" in capsys.readouterr().out
+    (results,) = tmp_path.glob("cpu-*.jsonl")
+    assert {record["case"] for record in records.read(results)} == {"distillation/cifar100/float32"}
+
+
+def test_where_there_is_time_all_cases_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = on_this_cpu(monkeypatch, "500")
+    assert suite.main(tmp_path) == 0
+    assert "no time was left" not in capsys.readouterr().out
+    (results,) = tmp_path.glob("cpu-*.jsonl")
+    assert len({record["case"] for record in records.read(results)}) == 2
 
 
 def stand_in(folder: Path, name: str, text: str) -> None:
