@@ -54,10 +54,13 @@ struct StatisticsSlice {
   const T* mean_high;           // [padded(count)], to be taken from each gradient; or null
   const T* mean_low;            // [padded(count)], what mean_high was too short for
   int64_t count;
-  // Where the gradients of the work after this begin, classes as far apart as in this; null where
-  // there is none or nobody knows.
-  const void* after;
 };
+
+// S is the type of the statistics.
+template <typename S, typename T>
+using TeacherLogitsKernel = void(const S* dots, const S* sq_norms, int64_t count,
+                                 double sq_norm_target, Similarity kind, double temperature,
+                                 T* out);
 
 enum class Number : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
@@ -71,13 +74,13 @@ struct KernelsOf {
                        T* grad);
   // (similarity - 1) / temperature [count] of explanations of statistics dots, sq_norms [count]: a
   // softmax sees no shift, and so the rounding to T spares the classes like the target.
-  void (*teacher_logits)(const double* dots, const double* sq_norms, int64_t count,
-                         double sq_norm_target, Similarity kind, double temperature, T* out);
+  TeacherLogitsKernel<float, T>* teacher_logits_of_floats;
+  TeacherLogitsKernel<double, T>* teacher_logits_of_doubles;
   // sum over c != target of exp((values_c - max) / T); -inf adds nothing.
   double (*sum_exp_without)(const T* values, int64_t count, int64_t target, double max,
                             double temperature);
   // The explanation [padded(count)] of a slice's gradient [count]; target_explanation is not read.
-  void (*explain)(const T* gradient, const StatisticsSlice<T>& slice, T* out);
+  void (*explain[4])(const void* gradient, const StatisticsSlice<T>& slice, T* out);
   // Adds the inner products of a slice to dots[k] and sq_norms[k], for classes k of gradients at
   // gradients + k * stride bytes.
   void (*inner_products[4])(const void* gradients, int64_t stride, int64_t num_classes,

@@ -13,9 +13,10 @@ namespace introkernels::cpu {
 // Teacher logits [num_classes] of one row: -inf where a class was not explained or has no soft
 // label; anything where it does not exist (logits[c] is -inf).
 //
-// dots, sq_norms: [num_explained]; class_index: [num_explained] or null for all classes in order.
-template <typename T>
-void teacher_logits_of_stats(const double* dots, const double* sq_norms, const int64_t* class_index,
+// dots, sq_norms: [num_explained], float or double; class_index: [num_explained] or null for all
+// classes in order.
+template <typename S, typename T>
+void teacher_logits_of_stats(const S* dots, const S* sq_norms, const int64_t* class_index,
                              int64_t num_explained, const T* logits, int64_t num_classes,
                              int64_t target, const LabelOptions& options, T* teacher);
 
@@ -35,21 +36,31 @@ class TeacherOfStats {
 
   size_t bytes() const {
     const int64_t num_explained = dots_.size(1);
-    return Workspace::bytes_of<T>(num_classes_) + 2 * Workspace::bytes_of<double>(num_explained) +
+    return Workspace::bytes_of<T>(num_classes_) + 2 * Workspace::bytes_of<float>(num_explained) +
+           2 * Workspace::bytes_of<double>(num_explained) +
            Workspace::bytes_of<int64_t>(num_explained);
   }
 
   auto rows(Workspace* workspace) const {
     const int64_t num_explained = dots_.size(1);
     T* const teacher = workspace->take<T>(num_classes_);
-    double* const dots = workspace->take<double>(num_explained);
-    double* const sq_norms = workspace->take<double>(num_explained);
+    float* const float_dots = workspace->take<float>(num_explained);
+    float* const float_sq_norms = workspace->take<float>(num_explained);
+    double* const double_dots = workspace->take<double>(num_explained);
+    double* const double_sq_norms = workspace->take<double>(num_explained);
     int64_t* const classes = workspace->take<int64_t>(num_explained);
     return [=, this](int64_t row, const T* z, int64_t target) {
       if (class_index_) class_index_->read(row, classes);
-      teacher_logits_of_stats(dots_.row(row, dots), sq_norms_.row(row, sq_norms),
-                              class_index_ ? classes : nullptr, num_explained, z, num_classes_,
-                              target, options_, teacher);
+      const auto make = [&](auto* dots, auto* sq_norms) {
+        teacher_logits_of_stats(dots_.row(row, dots), sq_norms_.row(row, sq_norms),
+                                class_index_ ? classes : nullptr, num_explained, z, num_classes_,
+                                target, options_, teacher);
+      };
+      if (dots_.fits_float() && sq_norms_.fits_float()) {
+        make(float_dots, float_sq_norms);
+      } else {
+        make(double_dots, double_sq_norms);
+      }
       return static_cast<const T*>(teacher);
     };
   }

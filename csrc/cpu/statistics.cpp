@@ -9,15 +9,18 @@ namespace introkernels::cpu {
 
 namespace {
 
-// Dimensions worked on at a time: x, E_y and a gradient of a slice stay in the L1 cache, 8 KiB
-// each. With centring each gradient of a slice is read twice, so a slice of all classes has to
-// stay in the L2 cache.
+// Dimensions of a row that one piece of work takes.
+constexpr int64_t kSegment = 16384;
+
+// Dimensions worked on at a time, for all classes. x and E_y of a slice, 64 KiB each, stay in the
+// L2 cache, and each gradient is read in one long piece, as the prefetchers of a machine like it.
+// With centring each gradient of a slice is read twice, so a slice of all classes has to stay
+// there.
 int64_t slice_of(int64_t num_explained, bool center) {
-  constexpr int64_t kInL1 = 2048;
-  constexpr int64_t kInL2 = 131072;
-  if (!center) return kInL1;
+  constexpr int64_t kInL2 = 131072, kMostCentered = 2048;
+  if (!center) return kSegment;
   return std::clamp<int64_t>(kInL2 / std::max<int64_t>(1, num_explained) / kPadding * kPadding, 64,
-                             kInL1);
+                             kMostCentered);
 }
 
 }  // namespace
@@ -31,7 +34,7 @@ Statistics::Statistics(const Explanations& explanations, const int64_t* target_p
       sq_norms_(sq_norms),
       slice_(slice_of(explanations.num_explained(), center)),
       // Long enough that preparing x and E_y and adding up cost little beside it.
-      segment_(8 * slice_),
+      segment_(center ? 8 * slice_ : slice_),
       num_segments_(std::max<int64_t>(1, (explanations.num_dims() + segment_ - 1) / segment_)),
       class_block_(explanations.num_explained()),
       num_class_blocks_(1),
@@ -93,7 +96,7 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
   std::fill(sums.dots + first_class, sums.dots + first_class + num_classes, 0.0);
   std::fill(sums.sq_norms + first_class, sums.sq_norms + first_class + num_classes, 0.0);
 
-  const int64_t width = padded(slice_);
+  const int64_t width = padded(std::min(slice_, explanations_.num_dims()));
   Workspace workspace(5 * Workspace::bytes_of<T>(width) + Workspace::bytes_of<double>(width));
   T* const inputs = workspace.take<T>(width);
   T* const target_explanation = workspace.take<T>(width);
@@ -127,18 +130,18 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
       std::fill(mean_low + count, mean_low + padded(count), T(0));
     }
     const StatisticsSlice<T> slice{explanations_.inputs(row, begin, count, inputs),
-                                   target_explanation,
-                                   center_ ? mean_high : nullptr,
-                                   center_ ? mean_low : nullptr,
-                                   count,
-                                   gradients_after(row, first_class, begin + count)};
-    explanations_.read_gradient(row, target_positions_[row], begin, count, gathered);
-    kernels.explain(gathered, slice, target_explanation);
+                                   target_explanation, center_ ? mean_high : nullptr,
+                                   center_ ? mean_low : nullptr, count};
+    const int64_t target = target_positions_[row];
     if (in_place) {
+      kernels.explain[int(explanations_.number())](explanations_.gradient(row, target, begin),
+                                                   slice, target_explanation);
       kernels.inner_products[int(explanations_.number())](
           explanations_.gradient(row, first_class, begin), explanations_.class_stride_in_bytes(),
           num_classes, slice, sums.dots + first_class, sums.sq_norms + first_class);
     } else {
+      explanations_.read_gradient(row, target, begin, count, gathered);
+      kernels.explain[int(number_as<T>())](gathered, slice, target_explanation);
       for (int64_t k = first_class; k < first_class + num_classes; ++k) {
         explanations_.read_gradient(row, k, begin, count, gathered);
         kernels.inner_products[int(number_as<T>())](gathered, 0, 1, slice, sums.dots + k,
@@ -146,14 +149,6 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
       }
     }
   }
-}
-
-// Where the gradients begin that are read after those of a row up to dimension `end`.
-const void* Statistics::gradients_after(int64_t row, int64_t first_class, int64_t end) const {
-  if (center_ || !explanations_.in_one_piece()) return nullptr;
-  if (end < explanations_.num_dims()) return explanations_.gradient(row, first_class, end);
-  return row + 1 < explanations_.num_rows() ? explanations_.gradient(row + 1, first_class, 0)
-                                            : nullptr;
 }
 
 // Squares of float explanations neither overflowed nor lost what matters to underflow.

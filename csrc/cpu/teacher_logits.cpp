@@ -33,14 +33,23 @@ void split(const T* logits, int64_t num_classes, int64_t target, const LabelOpti
   if (has_target) teacher[target] = T(split.of_target);
 }
 
+template <typename S, typename T>
+TeacherLogitsKernel<S, T>* kernel() {
+  if constexpr (sizeof(S) == sizeof(float)) {
+    return kernels().of<T>().teacher_logits_of_floats;
+  } else {
+    return kernels().of<T>().teacher_logits_of_doubles;
+  }
+}
+
 }  // namespace
 
-template <typename T>
-void teacher_logits_of_stats(const double* dots, const double* sq_norms, const int64_t* class_index,
+template <typename S, typename T>
+void teacher_logits_of_stats(const S* dots, const S* sq_norms, const int64_t* class_index,
                              int64_t num_explained, const T* logits, int64_t num_classes,
                              int64_t target, const LabelOptions& options, T* teacher) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
-  const auto logits_of_stats = kernels().of<T>().teacher_logits;
+  const auto logits_of_stats = kernel<S, T>();
   const double tau = options.similarity_temperature;
   if (class_index == nullptr) {
     logits_of_stats(dots, sq_norms, num_classes, sq_norms[target], options.similarity, tau,
@@ -64,6 +73,11 @@ void teacher_logits_of_stats(const double* dots, const double* sq_norms, const i
   }
 }
 
+template void teacher_logits_of_stats(const float*, const float*, const int64_t*, int64_t,
+                                      const float*, int64_t, int64_t, const LabelOptions&, float*);
+template void teacher_logits_of_stats(const float*, const float*, const int64_t*, int64_t,
+                                      const double*, int64_t, int64_t, const LabelOptions&,
+                                      double*);
 template void teacher_logits_of_stats(const double*, const double*, const int64_t*, int64_t,
                                       const float*, int64_t, int64_t, const LabelOptions&, float*);
 template void teacher_logits_of_stats(const double*, const double*, const int64_t*, int64_t,

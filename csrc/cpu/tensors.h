@@ -54,6 +54,8 @@ class Input {
   explicit Input(const Tensor& tensor);
 
   int64_t size(int64_t dim) const { return sizes_[static_cast<size_t>(dim)]; }
+  // Whether float holds every number of this type.
+  bool fits_float() const { return number_ != Number::kFloat64; }
 
   // Row `row` of a 2-D tensor: where it lies if it lies there as T, else a copy in scratch.
   template <typename T>

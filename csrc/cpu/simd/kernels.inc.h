@@ -17,9 +17,12 @@ constexpr KernelsOf<T> table_of() {
   table.row_sums = row_sums<T>;
   table.row_divergence = row_divergence<T>;
   table.row_backward = row_backward<T>;
-  table.teacher_logits = teacher_logits<T>;
+  table.teacher_logits_of_floats = teacher_logits<float, T>;
+  table.teacher_logits_of_doubles = teacher_logits<double, T>;
   table.sum_exp_without = sum_exp_without<T>;
-  table.explain = explain<T>;
+  table.explain[int(Number::kFloat32)] = explain<T, float>;
+  table.explain[int(Number::kBFloat16)] = explain<T, BFloat16>;
+  table.explain[int(Number::kFloat16)] = explain<T, Float16>;
   table.inner_products[int(Number::kFloat32)] = inner_products<T, float>;
   table.inner_products[int(Number::kBFloat16)] = inner_products<T, BFloat16>;
   table.inner_products[int(Number::kFloat16)] = inner_products<T, Float16>;
@@ -35,6 +38,7 @@ constexpr KernelsOf<T> table_of() {
   table.load[int(Number::kFloat64)] = load_row<T, double>;
   if constexpr (sizeof(T) == sizeof(double)) {
     table.accumulate[int(Number::kFloat64)] = accumulate<double>;
+    table.explain[int(Number::kFloat64)] = explain<T, double>;
     table.inner_products[int(Number::kFloat64)] = inner_products<T, double>;
     table.store[int(Number::kFloat64)] = store_row<double>;
   }

@@ -9,31 +9,45 @@
 
 namespace introkernels::cpu::INTROKERNELS_TARGET {
 
-// Cosines of 16 classes whose squared norms all lie in the range of float; false where not.
-INTROKERNELS_INLINE bool fast_cosines(const double* dots, const double* sq_norms,
-                                      double inverse_norm_target, Double* lower, Double* upper) {
-  const Double first = load(sq_norms), second = load(sq_norms + Double::kLanes);
-  const Double least = Double::of(1e-30), most = Double::of(1e30);
-  const Int<double> in_range =
-      (first > least) & (first < most) & (second > least) & (second < most);
-  if (!all(in_range)) return false;
-  const Float guess = Float::of(1.0) / sqrt(in_float(first, second));
+// Cosines of 16 classes whose squared norms all lie in the range of float; false where not. S is
+// the type of the statistics.
+template <typename S>
+INTROKERNELS_INLINE bool fast_cosines(const S* dots, const S* sq_norms, double inverse_norm_target,
+                                      Double* lower, Double* upper) {
+  Float guess;
+  Double first, second, first_dots, second_dots;
+  const Vec<S> least = Vec<S>::of(1e-30), most = Vec<S>::of(1e30);
+  if constexpr (sizeof(S) == sizeof(float)) {
+    const Float both = load(sq_norms), both_dots = load(dots);
+    if (!all((both > least) & (both < most))) return false;
+    guess = Float::of(1.0) / sqrt(both);
+    first = half_in_double<0>(both);
+    second = half_in_double<1>(both);
+    first_dots = half_in_double<0>(both_dots);
+    second_dots = half_in_double<1>(both_dots);
+  } else {
+    first = load(sq_norms);
+    second = load(sq_norms + Double::kLanes);
+    if (!all((first > least) & (first < most) & (second > least) & (second < most))) return false;
+    guess = Float::of(1.0) / sqrt(in_float(first, second));
+    first_dots = load(dots);
+    second_dots = load(dots + Double::kLanes);
+  }
   const Double target = broadcast(inverse_norm_target);
-  const auto cosines = [&](const double* dot, const Double& inverse_norm)
-                           __attribute__((always_inline)) {
-                             const Double s = load(dot) * (inverse_norm * target);
-                             // In this order NaN passes.
-                             return max(Double::of(-1.0), -max(Double::of(-1.0), -s));
-                           };
-  *lower = cosines(dots, refined_inverse_root(first, half_in_double<0>(guess)));
-  *upper = cosines(dots + Double::kLanes, refined_inverse_root(second, half_in_double<1>(guess)));
+  const auto cosines = [&](const Double& dot,
+                           const Double& inverse_norm) __attribute__((always_inline)) {
+    // In this order NaN passes.
+    return max(Double::of(-1.0), min(Double::of(1.0), dot * (inverse_norm * target)));
+  };
+  *lower = cosines(first_dots, refined_inverse_root(first, half_in_double<0>(guess)));
+  *upper = cosines(second_dots, refined_inverse_root(second, half_in_double<1>(guess)));
   return true;
 }
 
-// In double for every T: statistics are, and small angles show in the last digits of a float.
-template <typename T>
-void teacher_logits(const double* dots, const double* sq_norms, int64_t count,
-                    double sq_norm_target, Similarity kind, double temperature, T* out) {
+// In double for every T: statistics may be, and small angles show in the last digits of a float.
+template <typename S, typename T>
+void teacher_logits(const S* dots, const S* sq_norms, int64_t count, double sq_norm_target,
+                    Similarity kind, double temperature, T* out) {
   const Double target = broadcast(sq_norm_target), factor = broadcast(1 / temperature);
   const auto logits_of = [&](const Double& s) __attribute__((always_inline)) {
     return (s - Double::of(1.0)) * factor;
@@ -41,8 +55,9 @@ void teacher_logits(const double* dots, const double* sq_norms, int64_t count,
   const auto similarities_at = [&](int64_t k) __attribute__((always_inline)) {
     const int64_t rest = std::clamp<int64_t>(count - k, 0, Double::kLanes);
     const bool full = rest == Double::kLanes;
-    const Double dot = full ? load(dots + k) : load_first(dots + k, rest, 0.0);
-    const Double sq_norm = full ? load(sq_norms + k) : load_first(sq_norms + k, rest, 0.0);
+    const Double dot = full ? load_as<double>(dots + k) : load_first_as<double>(dots + k, rest);
+    const Double sq_norm =
+        full ? load_as<double>(sq_norms + k) : load_first_as<double>(sq_norms + k, rest);
     return similarity_to_target(dot, sq_norm, target, kind);
   };
   const bool may_be_fast = sizeof(T) == sizeof(float) && kind == Similarity::kCosine &&

@@ -154,6 +154,13 @@ INTROKERNELS_INLINE Vec<T> select(const Int<T>& mask, const Vec<T>& yes, const V
 // Whether a comparison held for all lanes.
 template <typename T>
 INTROKERNELS_INLINE bool all(const Vec<T>& mask) {
+#if defined(INTROKERNELS_AVX512)
+  if constexpr (sizeof(T) == sizeof(int32_t)) {
+    return _mm512_movepi32_mask(__m512i(mask.part[0])) == 0xffff;
+  } else {
+    return _mm512_movepi64_mask(__m512i(mask.part[0])) == 0xff;
+  }
+#endif
   typename Vec<T>::Part both = mask.part[0];
 #pragma GCC unroll 4
   for (int i = 1; i < kParts; ++i) both = both & mask.part[i];
@@ -176,6 +183,22 @@ INTROKERNELS_INLINE Vec<T> max(const Vec<T>& a, const Vec<T>& b) {
   });
 #else
   return select(a > b, a, b);
+#endif
+}
+
+// The second where one is NaN.
+template <typename T>
+INTROKERNELS_INLINE Vec<T> min(const Vec<T>& a, const Vec<T>& b) {
+#if defined(INTROKERNELS_AVX512)
+  if constexpr (std::is_same_v<T, float>) return {{_mm512_min_ps(a.part[0], b.part[0])}};
+  if constexpr (std::is_same_v<T, double>) return {{_mm512_min_pd(a.part[0], b.part[0])}};
+#elif defined(INTROKERNELS_AVX2)
+  return from_parts<T>([&](int i) {
+    if constexpr (std::is_same_v<T, float>) return _mm256_min_ps(a.part[i], b.part[i]);
+    if constexpr (std::is_same_v<T, double>) return _mm256_min_pd(a.part[i], b.part[i]);
+  });
+#else
+  return select(a < b, a, b);
 #endif
 }
 
