@@ -54,6 +54,9 @@ struct StatisticsSlice {
   const T* mean_high;           // [padded(count)], to be taken from each gradient; or null
   const T* mean_low;            // [padded(count)], what mean_high was too short for
   int64_t count;
+  // Where the gradients of the work after this begin, classes as far apart as in this; null where
+  // there is none or it lies far away.
+  const void* after;
 };
 
 // S is the type of the statistics.

@@ -130,8 +130,11 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
       std::fill(mean_low + count, mean_low + padded(count), T(0));
     }
     const StatisticsSlice<T> slice{explanations_.inputs(row, begin, count, inputs),
-                                   target_explanation, center_ ? mean_high : nullptr,
-                                   center_ ? mean_low : nullptr, count};
+                                   target_explanation,
+                                   center_ ? mean_high : nullptr,
+                                   center_ ? mean_low : nullptr,
+                                   count,
+                                   gradients_after(row)};
     const int64_t target = target_positions_[row];
     if (in_place) {
       kernels.explain[int(explanations_.number())](explanations_.gradient(row, target, begin),
@@ -149,6 +152,13 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
       }
     }
   }
+}
+
+// Where the gradients begin that are read after those of a row.
+const void* Statistics::gradients_after(int64_t row) const {
+  const bool is_next = row + 1 < explanations_.num_rows() && explanations_.in_one_piece();
+  return is_next && num_segments_ * num_class_blocks_ == 1 ? explanations_.gradient(row + 1, 0, 0)
+                                                           : nullptr;
 }
 
 // Squares of float explanations neither overflowed nor lost what matters to underflow.

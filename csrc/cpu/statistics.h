@@ -52,6 +52,7 @@ class Statistics {
   template <typename T>
   void add_segment(int64_t row, int64_t segment, int64_t first_class, int64_t num_classes,
                    Sums sums) const;
+  const void* gradients_after(int64_t row) const;
   void finish(int64_t row) const;
   bool in_range_of_float(int64_t row) const;
 

@@ -18,6 +18,9 @@ constexpr int kMostAtOnce = 5;
 constexpr int kMostAtOnce = 2;
 #endif
 
+// Up to so many dimensions a stream ends before a machine's prefetchers have found it.
+constexpr int64_t kShortStream = 4096;
+
 // visit(d, read) for each vector of dimensions; read(gradient) loads it from a class's gradient,
 // the last one filled up with 0.
 template <typename T, typename Number, typename Visit>
@@ -36,7 +39,7 @@ INTROKERNELS_INLINE void for_each_dims(int64_t begin, int64_t end, const Visit& 
 }
 
 template <typename T, typename Number, bool kCenter, int kClasses>
-INTROKERNELS_INLINE void add_inner_products(const char* gradients, int64_t stride,
+INTROKERNELS_INLINE void add_inner_products(const char* gradients, const char* next, int64_t stride,
                                             const StatisticsSlice<T>& slice, double* dots,
                                             double* sq_norms) {
   for (int64_t begin = 0; begin < slice.count; begin += kDimsOfSum) {
@@ -47,6 +50,7 @@ INTROKERNELS_INLINE void add_inner_products(const char* gradients, int64_t strid
           const Vec<T> x = load(slice.inputs + d), e_y = load(slice.target_explanation + d);
 #pragma GCC unroll 8
           for (int k = 0; k < kClasses; ++k) {
+            __builtin_prefetch(next + k * stride + d * int64_t(sizeof(Number)));
             Vec<T> g = read(reinterpret_cast<const Number*>(gradients + k * stride));
             if constexpr (kCenter) {
               g = (g - load(slice.mean_high + d)) - load(slice.mean_low + d);
@@ -67,13 +71,14 @@ INTROKERNELS_INLINE void add_inner_products(const char* gradients, int64_t strid
 // The same for a number of classes that is not known before, up to kMost.
 template <typename T, typename Number, bool kCenter, int kMost>
 INTROKERNELS_INLINE void add_inner_products_of(int num_classes, const char* gradients,
-                                               int64_t stride, const StatisticsSlice<T>& slice,
-                                               double* dots, double* sq_norms) {
+                                               const char* next, int64_t stride,
+                                               const StatisticsSlice<T>& slice, double* dots,
+                                               double* sq_norms) {
   if (num_classes == kMost) {
-    add_inner_products<T, Number, kCenter, kMost>(gradients, stride, slice, dots, sq_norms);
+    add_inner_products<T, Number, kCenter, kMost>(gradients, next, stride, slice, dots, sq_norms);
   } else if constexpr (kMost > 1) {
-    add_inner_products_of<T, Number, kCenter, kMost - 1>(num_classes, gradients, stride, slice,
-                                                         dots, sq_norms);
+    add_inner_products_of<T, Number, kCenter, kMost - 1>(num_classes, gradients, next, stride,
+                                                         slice, dots, sq_norms);
   }
 }
 
@@ -86,8 +91,18 @@ INTROKERNELS_INLINE void add_all_inner_products(const char* gradients, int64_t s
   int64_t groups = (num_classes + kMostAtOnce - 1) / kMostAtOnce;
   for (int64_t k = 0; groups > 0; --groups) {
     const int64_t count = (num_classes - k + groups - 1) / groups;
-    add_inner_products_of<T, Number, kCenter, kMostAtOnce>(int(count), gradients + k * stride,
-                                                           stride, slice, dots + k, sq_norms + k);
+    const char* const here = gradients + k * stride;
+    // What is prefetched: the same place of the next classes. Where that is no use, what is read.
+    const char* next = here;
+    if (slice.count <= kShortStream) {
+      if (groups > 1) {
+        next = here + count * stride;
+      } else if (slice.after != nullptr) {
+        next = static_cast<const char*>(slice.after);
+      }
+    }
+    add_inner_products_of<T, Number, kCenter, kMostAtOnce>(int(count), here, next, stride, slice,
+                                                           dots + k, sq_norms + k);
     k += count;
   }
 }
