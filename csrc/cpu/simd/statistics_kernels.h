@@ -11,7 +11,8 @@ namespace introkernels::cpu::INTROKERNELS_TARGET {
 constexpr int64_t kDimsOfSum = 2048;
 
 // Classes whose gradients are read side by side: they share what is read of the inputs, and several
-// streams from memory at once are faster than one. As many as the registers hold two sums of each.
+// streams from memory at once are faster than one. More than five were slower again on a Zen 4;
+// with half as many registers, of half the size, the sums of more than two would not stay in them.
 #if defined(INTROKERNELS_AVX512)
 constexpr int kMostAtOnce = 5;
 #else
