@@ -54,8 +54,8 @@ struct StatisticsSlice {
   const T* mean_high;           // [padded(count)], to be taken from each gradient; or null
   const T* mean_low;            // [padded(count)], what mean_high was too short for
   int64_t count;
-  // Where the gradients of the work after this begin, classes as far apart as in this; null where
-  // there is none or it lies far away.
+  // Where the gradients of the next row begin, classes as far apart as in this; null where they are
+  // not what is read after this slice.
   const void* after;
 };
 

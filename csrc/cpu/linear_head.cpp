@@ -153,11 +153,7 @@ class HeadPass {
   void lose_rows(int64_t first, int64_t count, const HeadRows<T>& rows) const {
     const int64_t num_classes = this->num_classes();
     torch::stable::parallel_for(0, count, row_grain(num_classes), [&](int64_t begin, int64_t end) {
-      Workspace workspace(Workspace::bytes_of<T>(num_classes) +
-                          2 * Workspace::bytes_of<double>(num_classes));
-      T* const teacher = workspace.take<T>(num_classes);
-      double* const dots = workspace.take<double>(num_classes);
-      double* const sq_norms = workspace.take<double>(num_classes);
+      Buffer<T> teacher(num_classes);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = first + i, target = features_.target(row);
         T* const logits = rows.logits.row(i);
@@ -169,16 +165,17 @@ class HeadPass {
         if (bias_.data() != nullptr) {
           for (int64_t c = 0; c < num_classes; ++c) logits[c] += bias_.data()[c];
         }
-        load_numbers(number_as<T>(), rows.dots.row(i), 1, num_classes, dots);
-        load_numbers(number_as<T>(), rows.sq_norms.row(i), 1, num_classes, sq_norms);
+        const T* const dots = rows.dots.row(i);
+        const T* const sq_norms = rows.sq_norms.row(i);
         teacher_logits_of_stats(dots, sq_norms, nullptr, num_classes, logits, num_classes, target,
-                                call_.labels, teacher);
+                                call_.labels, teacher.get());
         RowState& state = collector_->state(row);
-        const RowTerms terms = loss_.forward(logits, teacher, target, Spread::kOneThread, &state);
+        const RowTerms terms =
+            loss_.forward(logits, teacher.get(), target, Spread::kOneThread, &state);
         collector_->set(row, terms, loss_.weight(target));
         if (!needs_.any()) continue;
         const double incoming = grad_loss_ == nullptr ? 1.0 : grad_loss_->value(row);
-        loss_.backward(logits, teacher, target, state, incoming * factors_.ce,
+        loss_.backward(logits, teacher.get(), target, state, incoming * factors_.ce,
                        incoming * factors_.kl, Spread::kOneThread, logits);
       }
     });

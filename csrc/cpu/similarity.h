@@ -32,44 +32,55 @@ class TeacherOfStats {
         sq_norms_(sq_norms),
         class_index_(class_index),
         num_classes_(num_classes),
+        in_float_(dots.fits_float() && sq_norms.fits_float()),
         options_(options) {}
 
   size_t bytes() const {
     const int64_t num_explained = dots_.size(1);
-    return Workspace::bytes_of<T>(num_classes_) + 2 * Workspace::bytes_of<float>(num_explained) +
-           2 * Workspace::bytes_of<double>(num_explained) +
+    return Workspace::bytes_of<T>(num_classes_) +
+           2 * (in_float_ ? Workspace::bytes_of<float>(num_explained)
+                          : Workspace::bytes_of<double>(num_explained)) +
            Workspace::bytes_of<int64_t>(num_explained);
   }
 
   auto rows(Workspace* workspace) const {
     const int64_t num_explained = dots_.size(1);
     T* const teacher = workspace->take<T>(num_classes_);
-    float* const float_dots = workspace->take<float>(num_explained);
-    float* const float_sq_norms = workspace->take<float>(num_explained);
-    double* const double_dots = workspace->take<double>(num_explained);
-    double* const double_sq_norms = workspace->take<double>(num_explained);
+    const Scratch<float> floats(in_float_ ? workspace : nullptr, num_explained);
+    const Scratch<double> doubles(in_float_ ? nullptr : workspace, num_explained);
     int64_t* const classes = workspace->take<int64_t>(num_explained);
     return [=, this](int64_t row, const T* z, int64_t target) {
       if (class_index_) class_index_->read(row, classes);
-      const auto make = [&](auto* dots, auto* sq_norms) {
-        teacher_logits_of_stats(dots_.row(row, dots), sq_norms_.row(row, sq_norms),
+      const auto make = [&](const auto& scratch) {
+        teacher_logits_of_stats(dots_.row(row, scratch.dots), sq_norms_.row(row, scratch.sq_norms),
                                 class_index_ ? classes : nullptr, num_explained, z, num_classes_,
                                 target, options_, teacher);
       };
-      if (dots_.fits_float() && sq_norms_.fits_float()) {
-        make(float_dots, float_sq_norms);
+      if (in_float_) {
+        make(floats);
       } else {
-        make(double_dots, double_sq_norms);
+        make(doubles);
       }
       return static_cast<const T*>(teacher);
     };
   }
 
  private:
+  // Where statistics go that do not lie in a row as S; nowhere without a workspace.
+  template <typename S>
+  struct Scratch {
+    Scratch(Workspace* workspace, int64_t count)
+        : dots(workspace == nullptr ? nullptr : workspace->take<S>(count)),
+          sq_norms(workspace == nullptr ? nullptr : workspace->take<S>(count)) {}
+    S* dots;
+    S* sq_norms;
+  };
+
   const Input& dots_;
   const Input& sq_norms_;
   const std::optional<Indices>& class_index_;
   int64_t num_classes_;
+  bool in_float_;  // or in double
   LabelOptions options_;
 };
 

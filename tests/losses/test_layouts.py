@@ -205,6 +205,7 @@ GRADIENT_LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] 
     "empty": ((3, 0, 5), lambda g: g),
     "single pixels": ((3, 1, 1), channels_last),
     "longer than a slice": ((3, 25, 70), channels_last),
+    "longer than a segment": ((3, 75, 151), channels_last),
 }
 
 

@@ -43,11 +43,22 @@ def assert_stats_follow_definition(
 @every_dtype
 @every_center
 def test_sizes(backend: str, dtype: torch.dtype, center: bool) -> None:
-    sizes = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 784, 1025, 8193)
+    sizes = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 784, 1025, 8193, 2 * 16384 + 5)
     for size, classes in zip(sizes, itertools.cycle((1, 2, 3, 10)), strict=False):
         # A single class centred is its own mean: rounding is all that could be left of it.
         classes = 5 if center and classes == 1 else classes
         case = introspective_case(3, classes, dtype, shape=(size,))
+        assert_stats_follow_definition(
+            case["gradients"], case["inputs"], case["target"], center=center
+        )
+
+
+@every_dtype
+@every_center
+def test_groups_of_classes(backend: str, dtype: torch.dtype, center: bool) -> None:
+    """Kernels take some classes at a time; no number of them leaves one out or takes one twice."""
+    for classes in range(2, 13):
+        case = introspective_case(3, classes, dtype, shape=(40,))
         assert_stats_follow_definition(
             case["gradients"], case["inputs"], case["target"], center=center
         )

@@ -97,7 +97,8 @@ INTROKERNELS_INLINE void add_all_inner_products(const char* gradients, int64_t s
     const char* next = here;
     if (slice.count <= kShortStream) {
       if (groups > 1) {
-        next = here + count * stride;
+        // The next group may be one class smaller: as many that end where it does.
+        next = here + (num_classes - k - count + groups - 2) / (groups - 1) * stride;
       } else if (slice.after != nullptr) {
         next = static_cast<const char*>(slice.after);
       }

@@ -160,7 +160,7 @@ INTROKERNELS_INLINE bool all(const Vec<T>& mask) {
   } else {
     return _mm512_movepi64_mask(__m512i(mask.part[0])) == 0xff;
   }
-#endif
+#else
   typename Vec<T>::Part both = mask.part[0];
 #pragma GCC unroll 4
   for (int i = 1; i < kParts; ++i) both = both & mask.part[i];
@@ -168,6 +168,7 @@ INTROKERNELS_INLINE bool all(const Vec<T>& mask) {
 #pragma GCC unroll 16
   for (int i = 0; i < Vec<T>::kLanesOfPart; ++i) lanes &= both[i];
   return lanes != 0;
+#endif
 }
 
 // The second where one is NaN.
