@@ -88,6 +88,18 @@ class Processes:
             dist.barrier()
 
 
+def _forget_variables(error: BaseException) -> None:
+    """Clear the frames that an error holds, and those it arose from."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            traceback.clear_frames(found.__traceback__)
+            pending += [found.__cause__, found.__context__]
+
+
 @contextmanager
 def started_by_torchrun(device: str) -> Iterator[str]:
     """Join the processes that `torchrun` started, if it did; gives the device to train on.
@@ -106,7 +118,7 @@ def started_by_torchrun(device: str) -> Iterator[str]:
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
+        _forget_variables(error)
         raise
     finally:
         # A model that is the last to hold the group lets go of it under the interpreter's lock,

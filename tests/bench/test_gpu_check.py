@@ -226,7 +226,7 @@ def on_this_cpu(monkeypatch: pytest.MonkeyPatch, limit: str) -> ModuleType:
 def test_cases_for_which_there_is_no_time_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = on_this_cpu(monkeypatch, "5.001")
+    suite = on_this_cpu(monkeypatch, "25.001")
     assert suite.main(tmp_path) == 1
     assert "no time was left for distillation/again/float32\n" in capsys.readouterr().out
     (results,) = tmp_path.glob("cpu-*.jsonl")
