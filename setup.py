@@ -77,8 +77,8 @@ OLDEST_TORCH = (2, 10)
 # Byte-wise hexadecimal: 0x0210… would be torch 2.16.
 TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 STANDARD = "-std=c++20"
-# No -ffast-math (NaN and −inf carry meaning here), and no contraction to fused multiply-add, so
-# that the same inputs give the same bits whichever instruction set a kernel is compiled for.
+# No -ffast-math (NaN and −inf carry meaning here), and no contraction to fused multiply-add other
+# than where a kernel says so: the bits are not the compiler's choice.
 CXX_FLAGS = [
     STANDARD,
     "-O3",

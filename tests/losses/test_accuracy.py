@@ -172,7 +172,7 @@ def test_weights_of_the_terms(backend: str, loss: str, ce_weight: float, kl_weig
 
 
 @every_loss
-@pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 2.0, 3.0, 5.0, 20.0])
 def test_temperatures(backend: str, loss: str, temperature: float) -> None:
     for dtype in DTYPES:
         assert_follows_definition(BUILDERS[loss](6, 33, dtype, temperature=temperature))

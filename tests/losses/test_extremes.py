@@ -152,14 +152,15 @@ def test_extreme_similarity_temperatures(
 
 @every_dtype
 @pytest.mark.parametrize("one_minus_p", [1e-3, 1e-9, 1e-12])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 5.0])
 def test_cross_entropy_of_a_nearly_sure_row(
-    backend: str, dtype: torch.dtype, one_minus_p: float
+    backend: str, dtype: torch.dtype, temperature: float, one_minus_p: float
 ) -> None:
     # log(p) and p - 1 would lose all digits to cancellation; 1 - p is what is left of both.
     margin = math.log((1 - one_minus_p) / one_minus_p * 4)
     logits = torch.tensor([[0.0, margin, 0.0, 0.0, 0.0], [margin, 0.0, 0.0, 0.0, 0.0]]).to(dtype)
     case = distillation_case(
-        2, 5, dtype, temperature=1.0, ce_weight=1.0, kl_weight=0.0, reduction="none"
+        2, 5, dtype, temperature=temperature, ce_weight=1.0, kl_weight=0.0, reduction="none"
     ).with_tensors(logits=logits, target=torch.tensor([1, 0]))
     result = evaluate(case)
     losses, grads = exact_distillation(case)
@@ -180,24 +181,26 @@ def test_loss_of_a_surer_row_still_falls(backend: str) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("distance", [1e-1, 1e-3, 1e-6])
-@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize("temperature", [0.5, 3.0, 4.0])
+@pytest.mark.parametrize("offset", [0.0, 1e5, -1e6])
 def test_divergence_of_nearly_equal_distributions(
-    backend: str, dtype: torch.dtype, distance: float, temperature: float
+    backend: str, dtype: torch.dtype, distance: float, temperature: float, offset: float
 ) -> None:
     # Logits around 1/2 .. 2: the smallest differences that float32 holds are 1e-7 of them. Half
-    # types have no neighbours as near, but their teacher may be float32.
-    logits = (torch.rand(4, 7) + 0.5).to(dtype)
+    # types have no neighbours as near, but their teacher may be float32. What all its logits have
+    # in common is no distance, but has to be taken off without a loss.
+    logits = (torch.rand(2, 39) + 0.5).to(dtype)
     teacher_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    teacher = logits.to(teacher_dtype) + distance * torch.randn(4, 7, dtype=teacher_dtype)
+    teacher = logits.to(teacher_dtype) + distance * torch.randn(2, 39, dtype=teacher_dtype)
     case = Case(
         "distillation_loss",
-        {"logits": logits, "teacher_logits": teacher, "target": random_target(4, 7)},
+        {"logits": logits, "teacher_logits": teacher + offset, "target": random_target(2, 39)},
         {"temperature": temperature, "ce_weight": 0.0, "kl_weight": 1.0, "reduction": "none"},
     )
     result = evaluate(case)
     losses, grads = exact_distillation(case)
-    # In float64 the logits' own last place, 1e-16, is this large a part of their distance.
-    factor = max(1.0, 1e-3 / distance) if dtype == torch.float64 else 1.0
+    # In float64 the logits' own last place, 1e-16, is this large a part of their distance over T.
+    factor = max(1.0, 1e-3 * temperature / distance) if dtype == torch.float64 else 1.0
     assert_accurate(result.loss, losses, "loss", factor=factor)
     assert_accurate(result.grads["logits"], grads, "gradient", factor=factor)
 

@@ -55,14 +55,17 @@ INTROKERNELS_INLINE Reduced<T> reduce(const Vec<T>& x) {
   using C = ExpConstants<T>;
   using IntPart = typename Int<T>::Part;
   using UnsignedPart = typename Vec<std::make_unsigned_t<typename IntOf<T>::type>>::Part;
-  const Vec<T> shifted = x * broadcast(T(1.4426950408889634074)) + broadcast(C::kRounder);
+  const Vec<T> shifted =
+      multiply_add(x, broadcast(T(1.4426950408889634074)), broadcast(C::kRounder));
   const Vec<T> n = shifted - broadcast(C::kRounder);
   Reduced<T> result;
-  result.r = (x - n * broadcast(C::kLog2High)) - n * broadcast(C::kLog2Low);
+  result.r = multiply_add(n, broadcast(-C::kLog2Low), multiply_add(n, broadcast(-C::kLog2High), x));
   constexpr int kDegree = int(std::size(C::kCoefficients)) - 1;
   Vec<T> sum = broadcast(C::kCoefficients[kDegree]);
 #pragma GCC unroll 16
-  for (int i = kDegree - 1; i >= 0; --i) sum = sum * result.r + broadcast(C::kCoefficients[i]);
+  for (int i = kDegree - 1; i >= 0; --i) {
+    sum = multiply_add(sum, result.r, broadcast(C::kCoefficients[i]));
+  }
   result.rest = (result.r * result.r) * sum;
   // The rounder's own bits vanish in the shift.
   result.n = from_parts<typename IntOf<T>::type>(

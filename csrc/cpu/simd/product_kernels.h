@@ -4,6 +4,7 @@
 
 #include "common/inline.h"
 #include "cpu/product_kernels.h"
+#include "cpu/simd/vec.h"
 
 namespace introkernels::cpu::INTROKERNELS_TARGET {
 
@@ -26,21 +27,6 @@ INTROKERNELS_INLINE Register<T> load_register(const T* source) {
 template <typename T>
 INTROKERNELS_INLINE void store_register(T* destination, Register<T> value) {
   *reinterpret_cast<typename Registers<T>::Unaligned*>(destination) = value;
-}
-
-// a * b + c, rounded once where the machine can: products are where that counts.
-template <typename T>
-INTROKERNELS_INLINE Register<T> multiply_add(T a, Register<T> b, Register<T> c) {
-  const Register<T> factor = a - Register<T>{};
-#if defined(INTROKERNELS_AVX512)
-  if constexpr (sizeof(T) == sizeof(float)) return _mm512_fmadd_ps(factor, b, c);
-  if constexpr (sizeof(T) == sizeof(double)) return _mm512_fmadd_pd(factor, b, c);
-#elif defined(INTROKERNELS_AVX2)
-  if constexpr (sizeof(T) == sizeof(float)) return _mm256_fmadd_ps(factor, b, c);
-  if constexpr (sizeof(T) == sizeof(double)) return _mm256_fmadd_pd(factor, b, c);
-#else
-  return factor * b + c;
-#endif
 }
 
 // A tile is two registers wide. With 32 registers it may be 14 rows tall, with 16 six: its sums,
@@ -69,9 +55,9 @@ void multiply(const T* a, const T* panel, int64_t depth, T* out, int64_t out_str
     const Register<T> right = load_register(panel + k * kTileColumns<T> + kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const T factor = a[i * kRowStride + k];
-      sums[i][0] = multiply_add(factor, left, sums[i][0]);
-      sums[i][1] = multiply_add(factor, right, sums[i][1]);
+      const Register<T> factor = a[i * kRowStride + k] - Register<T>{};
+      sums[i][0] = multiply_add_part<T>(factor, left, sums[i][0]);
+      sums[i][1] = multiply_add_part<T>(factor, right, sums[i][1]);
     }
   }
 #pragma GCC unroll 16

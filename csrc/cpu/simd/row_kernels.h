@@ -54,36 +54,84 @@ class Sum {
 
 constexpr int64_t kBlock = 1024;  // classes that a float sum runs over
 
+// Whether the target is in the vector of classes from c on.
 template <typename T>
-INTROKERNELS_INLINE Int<T> lanes_of(int64_t c, int64_t target) {
-  using Index = typename IntOf<T>::type;
-  const int64_t lane = target - c;
-  return iota<Index>() == broadcast(Index(lane >= 0 && lane < Vec<T>::kLanes ? lane : -1));
+INTROKERNELS_INLINE bool holds(int64_t c, int64_t target) {
+  return uint64_t(target - c) < uint64_t(Vec<T>::kLanes);
 }
 
-// log q - log p. Differences of logits are taken in double, because the ratio may be tiny against
-// all of them.
+// The target's lane of such a vector.
+template <typename T>
+INTROKERNELS_INLINE Int<T> lane_of(int64_t c, int64_t target) {
+  using Index = typename IntOf<T>::type;
+  return iota<Index>() == broadcast(Index(target - c));
+}
+
+// log q - log p. The ratio may be tiny against all that it is made of, so floats are not enough:
+// its parts are added up in double, or in two floats each where the machine multiplies and adds in
+// one rounding, which is quicker than to turn floats into doubles and back.
 class LogRatio {
  public:
   INTROKERNELS_INLINE LogRatio(const RowState& row, double temperature)
       : max_(broadcast(row.max)),
         teacher_max_(broadcast(row.teacher_max)),
         inverse_temperature_(broadcast(1 / temperature)),
-        shift_(broadcast(row.ratio_shift)) {}
+        shift_(broadcast(row.ratio_shift)),
+        factor_(1 / temperature),
+        constant_((row.max - row.teacher_max) / temperature - row.ratio_shift),
+        // Of one class alone both probabilities are 1, and the ratio is 0: not 1e-16, as two floats
+        // have it.
+        limit_(broadcast(row.norm_t > 1 && constant_.is_below(kLargestConstant)
+                             ? std::numeric_limits<float>::infinity()
+                             : 0.0F)) {}
 
   INTROKERNELS_INLINE Double operator()(const Double& z, const Double& t) const {
     return ((t - teacher_max_) - (z - max_)) * inverse_temperature_ - shift_;
   }
   INTROKERNELS_INLINE Float operator()(const Float& z, const Float& t) const {
+#if defined(INTROKERNELS_AVX512) || defined(INTROKERNELS_AVX2)
+    const Float difference = t - z;
+    // Not with differences that overflow, nor with infinite logits, whose rest would be NaN.
+    if (all(abs(difference) < limit_)) {
+      // What rounding took from the difference (Knuth's TwoSum).
+      const Float subtracted = t - difference;
+      const Float rest = (t - (difference + subtracted)) + (subtracted - z);
+      const Float low = multiply_add(rest, factor_.high(),
+                                     multiply_add(difference, factor_.low(), constant_.low()));
+      return multiply_add(difference, factor_.high(), constant_.high()) + low;
+    }
+#endif
     return in_float((*this)(half_in_double<0>(z), half_in_double<0>(t)),
                     (*this)(half_in_double<1>(z), half_in_double<1>(t)));
   }
 
  private:
+  // Two floats hold a constant below it to 2e-10. The doubles lose nothing whatever the logits have
+  // in common, because a row's largest ones are taken off first.
+  static constexpr float kLargestConstant = 65536.0F;
+
+  // The sum of two floats, the same in all lanes.
+  class TwoFloats {
+   public:
+    INTROKERNELS_INLINE explicit TwoFloats(double value)
+        : high_(float(value)), low_(float(value - double(high_))) {}
+
+    INTROKERNELS_INLINE bool is_below(float limit) const { return high_ < limit && -high_ < limit; }
+    INTROKERNELS_INLINE Float high() const { return broadcast(high_); }
+    INTROKERNELS_INLINE Float low() const { return broadcast(low_); }
+
+   private:
+    float high_;
+    float low_;
+  };
+
   Double max_;
   Double teacher_max_;
   Double inverse_temperature_;
   Double shift_;
+  TwoFloats factor_;
+  TwoFloats constant_;
+  Float limit_;
 };
 
 // Divides by the norms of the two softmaxes at T.
@@ -102,6 +150,29 @@ class InverseNorms {
  private:
   Vec<T> norm_;
   Vec<T> teacher_norm_;
+};
+
+// exp(x) from exp(x / T), where T is a small whole number: cheaper than another exponential. The
+// power multiplies the relative error by T, which bounds how large a T may be.
+template <typename T>
+class PowerOfExp {
+ public:
+  INTROKERNELS_INLINE explicit PowerOfExp(double temperature)
+      : exponent_(temperature == 1   ? 1
+                  : temperature == 2 ? 2
+                  : temperature == 3 ? 3
+                  : temperature == 4 ? 4
+                                     : 0) {}
+
+  INTROKERNELS_INLINE bool applies() const { return exponent_ > 0; }
+  INTROKERNELS_INLINE Vec<T> operator()(const Vec<T>& e) const {
+    if (exponent_ == 1) return e;
+    const Vec<T> square = e * e;
+    return exponent_ == 2 ? square : square * (exponent_ == 3 ? e : square);
+  }
+
+ private:
+  int exponent_;
 };
 
 template <typename T>
@@ -127,6 +198,7 @@ INTROKERNELS_INLINE RowSums sums_of(const Row<T>& row, const Maxima<T>& maxima, 
   const Vec<T> never = broadcast(kNever);
   const Vec<T> max_logit = broadcast(maxima.logit), max_teacher = broadcast(maxima.teacher);
   const Vec<T> inverse_temperature = broadcast(T(1 / temperature));
+  const PowerOfExp<T> power(temperature);
   Sum<T> others, sum_t, teacher_sum_t, num_existing, weight_sum;
   Double weighted_logits{};
   Vec<T> at_target{};
@@ -139,11 +211,15 @@ INTROKERNELS_INLINE RowSums sums_of(const Row<T>& row, const Maxima<T>& maxima, 
           const Vec<T> z = read(row.logits, kNever);
           const Vec<T> t = select(z == never, never, read(row.teacher, kNever));
           const Vec<T> shifted = z - max_logit;
-          const Vec<T> e = exp(shifted);
-          const Int<T> is_target = lanes_of<T>(c, row.target);
-          others.add(select(is_target, Vec<T>{}, e));
-          at_target += select(is_target, e, Vec<T>{});
           const Vec<T> e_t = exp(shifted * inverse_temperature);
+          const Vec<T> e = power.applies() ? power(e_t) : exp(shifted);
+          if (holds<T>(c, row.target)) {
+            const Int<T> is_target = lane_of<T>(c, row.target);
+            others.add(select(is_target, Vec<T>{}, e));
+            at_target += select(is_target, e, Vec<T>{});
+          } else {
+            others.add(e);
+          }
           const Vec<T> teacher_e_t = exp((t - max_teacher) * inverse_temperature);
           sum_t.add(e_t);
           teacher_sum_t.add(teacher_e_t);
@@ -202,8 +278,7 @@ DivergenceSums row_divergence(const Row<T>& row, const RowState& state, double t
     for_each_vector<T>(
         begin, end, [&](int64_t, const auto& read, const auto&) __attribute__((always_inline)) {
           const Vec<T> z = read(row.logits, kNever);
-          const Vec<T> t = read(row.teacher, kNever);
-          const Vec<T> ratio = log_ratio(z, t);
+          const Vec<T> ratio = log_ratio(read(row.logits, T(0)), read(row.teacher, T(0)));
           const Vec<T> e =
               select(ratio > Vec<T>{}, read(exps.teacher, T(0)), read(exps.logits, T(0)));
           const auto parts =
@@ -235,10 +310,11 @@ INTROKERNELS_INLINE void gradient_of(const Row<T>& row, const LossOptions& optio
   for_each_vector<T>(
       0, row.num_classes,
       [&](int64_t c, const auto& read, const auto& write) __attribute__((always_inline)) {
-        const Vec<T> z = read(row.logits, kNever);
+        // Nothing of what lies past the row's end is written.
+        const Vec<T> z = read(row.logits, T(0));
         Vec<T> sum{};
         if (options.kl_weight > 0) {
-          const Vec<T> t = read(row.teacher, kNever);
+          const Vec<T> t = read(row.teacher, T(0));
           const Vec<T> ratio = log_ratio(z, t);
           const Vec<T> scaled =
               select(ratio > Vec<T>{}, t - max_teacher, z - max_logit) * inverse_temperature;
@@ -247,7 +323,8 @@ INTROKERNELS_INLINE void gradient_of(const Row<T>& row, const LossOptions& optio
         }
         if (options.ce_weight > 0) {
           const Vec<T> p = exp(z - max_logit) * inverse_norm;
-          sum += target_scale * select(lanes_of<T>(c, row.target), at_target, p);
+          sum += target_scale *
+                 (holds<T>(c, row.target) ? select(lane_of<T>(c, row.target), at_target, p) : p);
           if constexpr (!kPlain) {
             const Vec<T> w = row.class_weight ? read(row.class_weight, T(0)) : broadcast(T(1));
             sum += share * (weight_sum * p - w);

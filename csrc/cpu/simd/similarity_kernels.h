@@ -95,7 +95,8 @@ double sum_exp_without(const T* values, int64_t count, int64_t target, double ma
         begin, std::min(begin + kBlock, count),
         [&](int64_t c, const auto& read, const auto&) __attribute__((always_inline)) {
           const Vec<T> v = read(values, kNever);
-          sum.add(select(lanes_of<T>(c, target), Vec<T>{}, exp((v - top) * inverse_temperature)));
+          const Vec<T> e = exp((v - top) * inverse_temperature);
+          sum.add(holds<T>(c, target) ? select(lane_of<T>(c, target), Vec<T>{}, e) : e);
         });
     sum.end_block();
   }

@@ -1,8 +1,8 @@
 // Vectors of 64 bytes: 16 floats or 8 doubles, whatever registers the machine has.
 //
-// The number of lanes is the same for every instruction set, no operation is contracted to a fused
-// multiply-add, and lanes are added up in one fixed order. So every instruction set gives the same
-// bits, and the tests of one are tests of all.
+// The number of lanes is the same for every instruction set, a product and a sum become one fused
+// multiply-add only where multiply_add says so, and lanes are added up in one fixed order. So AVX2
+// and AVX-512 give the same bits, and the baseline too where nothing is fused.
 //
 // This header is compiled once for each target_*.cpp. Every function is inlined, so that no code of
 // one target can be called from another.
@@ -127,6 +127,28 @@ INTROKERNELS_INLINE Vec<T> operator-(const Vec<T>& a) {
   return from_parts<T>([&](int i) { return -a.part[i]; });
 }
 
+// a * b + c, rounded once where the machine can.
+template <typename T>
+INTROKERNELS_INLINE typename Vec<T>::Part multiply_add_part(typename Vec<T>::Part a,
+                                                            typename Vec<T>::Part b,
+                                                            typename Vec<T>::Part c) {
+#if defined(INTROKERNELS_AVX512)
+  if constexpr (sizeof(T) == sizeof(float)) return _mm512_fmadd_ps(a, b, c);
+  if constexpr (sizeof(T) == sizeof(double)) return _mm512_fmadd_pd(a, b, c);
+#elif defined(INTROKERNELS_AVX2)
+  if constexpr (sizeof(T) == sizeof(float)) return _mm256_fmadd_ps(a, b, c);
+  if constexpr (sizeof(T) == sizeof(double)) return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <typename T>
+INTROKERNELS_INLINE Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c) {
+  return from_parts<T>(
+      [&](int i) { return multiply_add_part<T>(a.part[i], b.part[i], c.part[i]); });
+}
+
 template <typename T>
 INTROKERNELS_INLINE Vec<T>& operator+=(Vec<T>& a, const Vec<T>& b) {
   a = a + b;
@@ -160,6 +182,8 @@ INTROKERNELS_INLINE bool all(const Vec<T>& mask) {
   } else {
     return _mm512_movepi64_mask(__m512i(mask.part[0])) == 0xff;
   }
+#elif defined(INTROKERNELS_AVX2)
+  return _mm256_movemask_epi8(__m256i(mask.part[0] & mask.part[1])) == -1;
 #else
   typename Vec<T>::Part both = mask.part[0];
 #pragma GCC unroll 4
