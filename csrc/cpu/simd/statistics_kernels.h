@@ -51,7 +51,8 @@ INTROKERNELS_INLINE void add_inner_products(const char* gradients, const char* n
           const Vec<T> x = load(slice.inputs + d), e_y = load(slice.target_explanation + d);
 #pragma GCC unroll 8
           for (int k = 0; k < kClasses; ++k) {
-            __builtin_prefetch(next + k * stride + d * int64_t(sizeof(Number)));
+            // Into L2: a whole group ahead is more than L1 holds beside what is read now.
+            __builtin_prefetch(next + k * stride + d * int64_t(sizeof(Number)), 0, 2);
             Vec<T> g = read(reinterpret_cast<const Number*>(gradients + k * stride));
             if constexpr (kCenter) {
               g = (g - load(slice.mean_high + d)) - load(slice.mean_low + d);
