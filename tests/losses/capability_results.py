@@ -85,8 +85,9 @@ def hard_cases(dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
         yield "faint", build(50, 33, dtype, ce_weight=info.tiny, kl_weight=info.tiny)
         # The exponential over its whole range.
         sweep = torch.linspace(-110.0, 0.0, 4 * 1021, dtype=torch.float64).view(4, 1021)
-        swept = build(4, 1021, dtype, temperature=1.0, reduction="none")
-        yield "sweep", swept.with_tensors(logits=sweep.to(dtype))
+        for temperature in (1.0, 2.0, 4.0, 5.0):
+            swept = build(4, 1021, dtype, temperature=temperature, reduction="none")
+            yield f"sweep {temperature:g}", swept.with_tensors(logits=sweep.to(dtype))
     case = introspective_case(4, 9, dtype, shape=(3, 37))
     gradients = case["gradients"]
     exponents = torch.linspace(-1.0, 1.0, gradients.numel(), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Kernels exist for several instruction sets: that asked for runs, with the same bits."""
+"""Kernels exist for several instruction sets: that asked for runs, with the bits it promises."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def comparable(operator: str) -> tuple[str, ...]:
     ],
 )
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-def test_all_capabilities_give_the_same_bits(
+def test_capabilities_give_the_same_bits(
     results: dict[str, dict[str, Tensor]], dtype: str, operator: str
 ) -> None:
     first, *others = comparable(operator)

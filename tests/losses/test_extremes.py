@@ -199,10 +199,62 @@ def test_divergence_of_nearly_equal_distributions(
     )
     result = evaluate(case)
     losses, grads = exact_distillation(case)
-    # In float64 the logits' own last place, 1e-16, is this large a part of their distance over T.
+    # In float64 the logits' own last place, 1e-16, is this large a part of their distance over T:
+    # the definition in plain PyTorch loses as much.
     factor = max(1.0, 1e-3 * temperature / distance) if dtype == torch.float64 else 1.0
     assert_accurate(result.loss, losses, "loss", factor=factor)
     assert_accurate(result.grads["logits"], grads, "gradient", factor=factor)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("gap", [10.0, 16.0, 20.0])
+def test_divergence_where_both_sides_are_sure_of_one_class(
+    backend: str, temperature: float, gap: float
+) -> None:
+    # There p and q are 1 but for e^-gap, and so are the target's two parts of the gradient, whose
+    # difference is what is left: log q - log p is tiny against the logits' common difference.
+    case = distillation_case(
+        24,
+        19,
+        torch.float32,
+        temperature=temperature,
+        ce_weight=0.0,
+        kl_weight=1.0,
+        reduction="none",
+    )
+    moved = {}
+    for name in ("logits", "teacher_logits"):
+        sure = F.one_hot(torch.arange(24) % 19, 19) * gap * temperature
+        offset = 10 * torch.randn(24, 1)
+        moved[name] = (0.3 * temperature * torch.rand(24, 19) + sure + offset).float()
+    case = case.with_tensors(**moved)
+    result = evaluate(case)
+    losses, grads = exact_distillation(case)
+    # The CUDA kernels read a row once, and take log(sum q / sum p) from where they were before its
+    # sure class came: good to 1e-10, which here is 1e-5 of the gradient.
+    factor = 10.0 if backend == "cuda" else 1.0
+    for row in range(24):
+        assert_accurate(
+            result.grads["logits"][row], grads[row], f"gradient of row {row}", factor=factor
+        )
+    assert_accurate(result.loss, losses, "loss")
+
+
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7F800001, -1, -0x3FFFFF, 0x7FFFFFFF])
+@pytest.mark.parametrize("name", ["logits", "teacher_logits"])
+@pytest.mark.parametrize("classes", [5, 40])
+def test_every_nan_spoils_its_row(backend: str, bits: int, name: str, classes: int) -> None:
+    # NaN has many bit patterns, and torch makes one of them only.
+    case = distillation_case(3, classes, torch.float32, temperature=2.0, reduction="none")
+    for column in (int(case["target"][1]), (int(case["target"][1]) + 1) % classes):
+        spoiled = case[name].clone()
+        spoiled.view(torch.int32)[1, column] = bits
+        assert spoiled.isnan().sum() == 1
+        result = evaluate(case.with_tensors(**{name: spoiled}))
+        assert result.loss.isnan().tolist() == [False, True, False]
+        spoiled_grads = result.grads["logits"].isnan()
+        assert spoiled_grads.all(1).tolist() == [False, True, False]
+        assert spoiled_grads.any(1).tolist() == [False, True, False]
 
 
 @every_dtype

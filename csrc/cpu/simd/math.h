@@ -19,8 +19,9 @@ struct ExpConstants<float> {
                                             0.0013926213F};
   static constexpr float kLog2High = 0x1.62e4p-1F;
   static constexpr float kLog2Low = 1.4286068e-6F;
-  static constexpr float kLowest = -87.0F;      // exp(-87) is the last normal number, roughly
-  static constexpr float kRounder = 0x1.8p23F;  // adding it rounds to an integer
+  static constexpr float kLowest = -87.0F;  // exp(-87) is the last normal number, roughly
+  // Adding it rounds to an integer n, and leaves the exponent of 2^n in the last bits.
+  static constexpr float kRounder = 0x1.8p23F + 127;
   static constexpr int kMantissaBits = 23;
 };
 template <>
@@ -38,7 +39,7 @@ struct ExpConstants<double> {
   static constexpr double kLog2High = 0x1.62e42fefa3p-1;
   static constexpr double kLog2Low = 2.8235290563031577e-13;
   static constexpr double kLowest = -708.0;
-  static constexpr double kRounder = 0x1.8p52;
+  static constexpr double kRounder = 0x1.8p52 + 1023;
   static constexpr int kMantissaBits = 52;
 };
 
@@ -47,13 +48,12 @@ template <typename T>
 struct Reduced {
   Vec<T> r;
   Vec<T> rest;
-  Int<T> n;  // shifted to where a float holds its exponent
+  Vec<T> power;  // 2^n
 };
 
 template <typename T>
 INTROKERNELS_INLINE Reduced<T> reduce(const Vec<T>& x) {
   using C = ExpConstants<T>;
-  using IntPart = typename Int<T>::Part;
   using UnsignedPart = typename Vec<std::make_unsigned_t<typename IntOf<T>::type>>::Part;
   const Vec<T> shifted =
       multiply_add(x, broadcast(T(1.4426950408889634074)), broadcast(C::kRounder));
@@ -68,24 +68,17 @@ INTROKERNELS_INLINE Reduced<T> reduce(const Vec<T>& x) {
   }
   result.rest = (result.r * result.r) * sum;
   // The rounder's own bits vanish in the shift.
-  result.n = from_parts<typename IntOf<T>::type>(
-      [&](int i) { return IntPart(UnsignedPart(shifted.part[i]) << C::kMantissaBits); });
-  return result;
-}
-
-// v * 2^n where v and the result are normal numbers; anything elsewhere, without overflowing.
-template <typename T>
-INTROKERNELS_INLINE Vec<T> scale(const Vec<T>& v, const Int<T>& n) {
-  using UnsignedPart = typename Vec<std::make_unsigned_t<typename IntOf<T>::type>>::Part;
-  return from_parts<T>([&](int i) {
-    return typename Vec<T>::Part(UnsignedPart(v.part[i]) + UnsignedPart(n.part[i]));
+  result.power = from_parts<T>([&](int i) {
+    return typename Vec<T>::Part(UnsignedPart(shifted.part[i]) << C::kMantissaBits);
   });
+  return result;
 }
 
 template <typename T>
 INTROKERNELS_INLINE Vec<T> exp(const Vec<T>& x) {
   const Reduced<T> reduced = reduce(x);
-  const Vec<T> result = scale(broadcast(T(1)) + (reduced.r + reduced.rest), reduced.n);
+  // A product, in which NaN stays NaN whatever its bits.
+  const Vec<T> result = (broadcast(T(1)) + (reduced.r + reduced.rest)) * reduced.power;
   return select(x < broadcast(ExpConstants<T>::kLowest), Vec<T>{}, result);
 }
 
@@ -103,9 +96,9 @@ INTROKERNELS_INLINE ExpMinus<T> exp_minus(const Vec<T>& x) {
   const Vec<T> clamped = max(broadcast(ExpConstants<T>::kLowest), x);
   const Reduced<T> reduced = reduce(clamped);
   const Vec<T> expm1_of_r = reduced.r + reduced.rest;
-  const Vec<T> exp_of_x = scale(broadcast(T(1)) + expm1_of_r, reduced.n);
+  const Vec<T> exp_of_x = (broadcast(T(1)) + expm1_of_r) * reduced.power;
   // Where n is 0, x is r.
-  const Int<T> is_small = reduced.n == Int<T>{};
+  const Int<T> is_small = reduced.power == broadcast(T(1));
   ExpMinus<T> result;
   result.expm1 = select(is_small, expm1_of_r, exp_of_x - broadcast(T(1)));
   result.expm1_minus_x = select(is_small, reduced.rest, result.expm1 - x);

@@ -68,7 +68,7 @@ INTROKERNELS_INLINE Int<T> lane_of(int64_t c, int64_t target) {
 }
 
 // log q - log p. The ratio may be tiny against all that it is made of, so floats are not enough:
-// its parts are added up in double, or in two floats each where the machine multiplies and adds in
+// its parts are added up in double, or in two floats each where the target multiplies and adds in
 // one rounding, which is quicker than to turn floats into doubles and back.
 class LogRatio {
  public:
@@ -79,11 +79,7 @@ class LogRatio {
         shift_(broadcast(row.ratio_shift)),
         factor_(1 / temperature),
         constant_((row.max - row.teacher_max) / temperature - row.ratio_shift),
-        // Of one class alone both probabilities are 1, and the ratio is 0: not 1e-16, as two floats
-        // have it.
-        limit_(broadcast(row.norm_t > 1 && constant_.is_below(kLargestConstant)
-                             ? std::numeric_limits<float>::infinity()
-                             : 0.0F)) {}
+        least_(abs(constant_.high()) * Float::of(0x1p-25)) {}
 
   INTROKERNELS_INLINE Double operator()(const Double& z, const Double& t) const {
     return ((t - teacher_max_) - (z - max_)) * inverse_temperature_ - shift_;
@@ -91,32 +87,28 @@ class LogRatio {
   INTROKERNELS_INLINE Float operator()(const Float& z, const Float& t) const {
 #if defined(INTROKERNELS_AVX512) || defined(INTROKERNELS_AVX2)
     const Float difference = t - z;
-    // Not with differences that overflow, nor with infinite logits, whose rest would be NaN.
-    if (all(abs(difference) < limit_)) {
-      // What rounding took from the difference (Knuth's TwoSum).
-      const Float subtracted = t - difference;
-      const Float rest = (t - (difference + subtracted)) + (subtracted - z);
-      const Float low = multiply_add(rest, factor_.high(),
-                                     multiply_add(difference, factor_.low(), constant_.low()));
-      return multiply_add(difference, factor_.high(), constant_.high()) + low;
-    }
+    // What rounding took from the difference (Knuth's TwoSum).
+    const Float subtracted = t - difference;
+    const Float rest = (t - (difference + subtracted)) + (subtracted - z);
+    const Float low = multiply_add(rest, factor_.high(),
+                                   multiply_add(difference, factor_.low(), constant_.low()));
+    const Float ratio = multiply_add(difference, factor_.high(), constant_.high()) + low;
+    // Two floats err by about 2^-49 of the constant. The doubles, which take off the largest logits
+    // first, are for ratios that are small against it, as where both sides are sure of one class,
+    // and for whatever is infinite or NaN.
+    if (all(abs(ratio) > least_)) return ratio;
 #endif
     return in_float((*this)(half_in_double<0>(z), half_in_double<0>(t)),
                     (*this)(half_in_double<1>(z), half_in_double<1>(t)));
   }
 
  private:
-  // Two floats hold a constant below it to 2e-10. The doubles lose nothing whatever the logits have
-  // in common, because a row's largest ones are taken off first.
-  static constexpr float kLargestConstant = 65536.0F;
-
   // The sum of two floats, the same in all lanes.
   class TwoFloats {
    public:
     INTROKERNELS_INLINE explicit TwoFloats(double value)
         : high_(float(value)), low_(float(value - double(high_))) {}
 
-    INTROKERNELS_INLINE bool is_below(float limit) const { return high_ < limit && -high_ < limit; }
     INTROKERNELS_INLINE Float high() const { return broadcast(high_); }
     INTROKERNELS_INLINE Float low() const { return broadcast(low_); }
 
@@ -131,7 +123,7 @@ class LogRatio {
   Double shift_;
   TwoFloats factor_;
   TwoFloats constant_;
-  Float limit_;
+  Float least_;
 };
 
 // Divides by the norms of the two softmaxes at T.
@@ -152,23 +144,20 @@ class InverseNorms {
   Vec<T> teacher_norm_;
 };
 
-// exp(x) from exp(x / T), where T is a small whole number: cheaper than another exponential. The
-// power multiplies the relative error by T, which bounds how large a T may be.
+// exp(x) from exp(x / T), where T is a small power of two: cheaper than another exponential, and
+// x/T is exact. The power multiplies the relative error by T, which bounds how large a T may be.
 template <typename T>
 class PowerOfExp {
  public:
   INTROKERNELS_INLINE explicit PowerOfExp(double temperature)
-      : exponent_(temperature == 1   ? 1
-                  : temperature == 2 ? 2
-                  : temperature == 3 ? 3
-                  : temperature == 4 ? 4
-                                     : 0) {}
+      : exponent_(temperature == 1 || temperature == 2 || temperature == 4 ? int(temperature) : 0) {
+  }
 
   INTROKERNELS_INLINE bool applies() const { return exponent_ > 0; }
   INTROKERNELS_INLINE Vec<T> operator()(const Vec<T>& e) const {
     if (exponent_ == 1) return e;
     const Vec<T> square = e * e;
-    return exponent_ == 2 ? square : square * (exponent_ == 3 ? e : square);
+    return exponent_ == 2 ? square : square * square;
   }
 
  private:

@@ -127,7 +127,7 @@ INTROKERNELS_INLINE Vec<T> operator-(const Vec<T>& a) {
   return from_parts<T>([&](int i) { return -a.part[i]; });
 }
 
-// a * b + c, rounded once where the machine can.
+// a * b + c, rounded once where the target can.
 template <typename T>
 INTROKERNELS_INLINE typename Vec<T>::Part multiply_add_part(typename Vec<T>::Part a,
                                                             typename Vec<T>::Part b,
