@@ -9,9 +9,10 @@
 //   D = sum of q~ d - (q~ - p~), where q~ and p~ are the terms of Q and P,
 // the divergence is (D / P + e) / (1 + e) - log(1 + e) for e = E / P, in which nothing cancels as
 // long as e^2 is not large beside D / P. E is the sum of q~ - p~ from d itself, so that its digits
-// outlast Q and P. Where the first vectors misled, because the classes that matter come later, the
-// row is read again with the maxima and the norms of all of it; results tell, for all threads
-// alike, and a row of no more vectors than threads is never read again.
+// outlast Q and P. Where the first vectors misled, because the classes that matter come later, or
+// the references are too far away to tell q and p of a class that has almost all of both, the row
+// is read again with the maxima and the norms of all of it; results tell, for all threads alike,
+// and a row of no more vectors than threads is never read again.
 //
 // Logits are held as quarters of themselves, so that no difference of two of them overflows.
 #pragma once
@@ -77,7 +78,7 @@ __device__ __forceinline__ T log_ratio_of(T z, T t, const References<T>& from, T
   } else {
     total = t_from - z_from;
   }
-  return min_of(max_of(total * ratio - from.shift, -kVeryFar<T>), kVeryFar<T>);
+  return min_of(max_of(fma_of(total, ratio, -from.shift), -kVeryFar<T>), kVeryFar<T>);
 }
 
 // The sums of a thread, then of a group.
@@ -98,6 +99,30 @@ __device__ __forceinline__ double weight_of(const LossNumbers& numbers, int64_t 
   return Row<AnyNumber, double, 1>(numbers.weight, 0).value(c);
 }
 
+// The terms of a class in P and Q, and what becomes of them.
+template <typename T>
+struct ClassTerms {
+  T p, q;
+  T d;
+  T rest;        // e^d - 1 - d where is_near
+  T excess;      // q - p
+  bool is_near;  // q and p are close: what is made of both comes from p and d alone
+};
+
+template <bool kExact, typename T>
+__device__ __forceinline__ ClassTerms<T> terms_of(T z, T t, T z_from, T t_from,
+                                                  const References<T>& from,
+                                                  const Temperatures<T>& temperatures) {
+  ClassTerms<T> terms;
+  terms.p = exp2_of(fma_of(z_from, temperatures.exponent_t, from.shift_log2));
+  terms.q = exp2_of(t_from * temperatures.exponent_t);
+  terms.d = log_ratio_of<kExact>(z, t, from, z_from, t_from, temperatures.ratio);
+  terms.is_near = abs_of(terms.d) < T(1);
+  terms.rest = exp_rest(terms.d);
+  terms.excess = terms.is_near ? terms.p * (terms.d + terms.rest) : terms.q - terms.p;
+  return terms;
+}
+
 // Adds N classes to the sums of a thread. target: which of them is the row's, any other number for
 // none. first: the number of the first, by which kWeighted finds their weights.
 template <bool kExact, bool kWeighted, typename T, int N>
@@ -112,17 +137,12 @@ __device__ __forceinline__ void add_classes(const T (&z)[N], const T (&t)[N], in
     const T teacher = exists ? t[i] : kNever<T>;
     const T z_from = z[i] - from.z, t_from = teacher - from.t;
     all += exp2_of(z_from * temperatures.exponent);
-    const T p = exp2_of(fma_of(z_from, temperatures.exponent_t, from.shift_log2));
-    const T q = exp2_of(t_from * temperatures.exponent_t);
-    const T d = log_ratio_of<kExact>(z[i], teacher, from, z_from, t_from, temperatures.ratio);
+    const ClassTerms<T> terms = terms_of<kExact>(z[i], teacher, z_from, t_from, from, temperatures);
+    const T p = terms.p, q = terms.q, d = terms.d, rest = terms.rest;
     parts->norm_p += p;
     parts->norm_q += q;
-    // Where q and p are close, both numbers are made of p and d alone.
-    const bool is_near = abs_of(d) < T(1);
-    const T rest = exp_rest(d);
-    const T growth = d + rest;
-    parts->divergence += is_near ? p * fma_of(d, growth, -rest) : fma_of(q, d - T(1), p);
-    parts->excess += is_near ? p * growth : q - p;
+    parts->divergence += terms.is_near ? p * fma_of(d, d + rest, -rest) : fma_of(q, d - T(1), p);
+    parts->excess += terms.excess;
     if constexpr (kWeighted) {
       if (exists) {
         const T weight = T(weight_of(numbers, first + i));
@@ -231,6 +251,20 @@ class RowWalk {
   int64_t num_classes_;
 };
 
+// Whether rounding leaves the gradient of a row its digits. log q - log p of a class is made of its
+// logits and of the level log(Q / P) of the row, and errs by a few units in the last place of what
+// the level is made of; q - p by that times p. The gradient is of order sqrt(KL (1 - p)) for the p
+// of the likeliest class: little where q and p are both sure of one.
+__device__ __forceinline__ bool keeps_gradient(double level, double kl, double largest_p) {
+  return level * level <= 16 * kl * max_of(1 - largest_p, 0.0);
+}
+
+// The same for gradients that are rounded to a half type, and of order KL at least: no pass over a
+// row has to look for its likeliest class.
+__device__ __forceinline__ bool keeps_half_gradient(double level, double kl) {
+  return level <= 2048 * kl;
+}
+
 // Vectors [begin, end) of a row. target: its class.
 template <bool kExact, bool kWeighted, typename Z, typename T, int N, typename Teacher>
 __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T, N, Teacher>& walk,
@@ -238,6 +272,7 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
                                                 const LossNumbers& numbers) {
   // Beyond these, sums of another row of vectors may not be finite, or not what they should be.
   constexpr double kMost = sizeof(T) == 8 ? 1e290 : 1e30;
+  constexpr bool kSeeksTop = !is_half_type<Z>;
   enum Pass { kMaxima, kNorms, kSums };
 
   const Temperatures<T> temperatures(numbers.inverse_temperature);
@@ -246,7 +281,8 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
   for (;;) {
     const int end_of_references = all ? end : begin + group->size();
     T tops[2] = {kNever<T>, kNever<T>};
-    T norms[2] = {0, 0};
+    T norms[3] = {0, 0, 0};
+    T seen[1] = {kNever<T>};
     References<T> from{};
     RowParts<T> parts{};
     // One loop for three passes, so that the code of a step is there once.
@@ -259,6 +295,10 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
                         const int64_t at = target - first;
                         add_classes<kExact, kWeighted>(z, t, at >= 0 && at < N ? int(at) : -1,
                                                        first, numbers, temperatures, from, &parts);
+                        if constexpr (kSeeksTop) {
+#pragma unroll
+                          for (int i = 0; i < N; ++i) seen[0] = max_of(seen[0], z[i]);
+                        }
                         return;
                       }
 #pragma unroll
@@ -268,8 +308,11 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
                           tops[0] = max_of(tops[0], z[i]);
                           tops[1] = max_of(tops[1], teacher);
                         } else {
-                          norms[0] += exp2_of((teacher - from.t) * temperatures.exponent_t);
-                          norms[1] += exp2_of((z[i] - from.z) * temperatures.exponent_t);
+                          const ClassTerms<T> terms = terms_of<kExact>(
+                              z[i], teacher, z[i] - from.z, teacher - from.t, from, temperatures);
+                          norms[0] += terms.q;
+                          norms[1] += terms.p;
+                          norms[2] += terms.excess;
                         }
                       }
                     });
@@ -283,9 +326,12 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
         from.difference_lost = lost(from.t, from.z, from.difference);
       } else if (pass == kNorms) {
         group->reduce(norms, Sum{});
-        // Exactly 0 for equal distributions, and where a side has no class.
-        if (norms[0] > T(0) && norms[1] > T(0) && norms[0] != norms[1]) {
-          from.shift = T(log(double(norms[0]) / double(norms[1])));
+        // Exactly 0 for equal distributions, and where a side has no class. Of sums that are close,
+        // the quotient has fewer digits than their difference.
+        if (norms[0] > T(0) && norms[1] > T(0)) {
+          const double excess = double(norms[2]) / double(norms[1]);
+          from.shift =
+              T(abs_of(excess) < 0.5 ? log1p(excess) : log(double(norms[0]) / double(norms[1])));
           from.shift_log2 = from.shift * T(kLog2E);
         }
       }
@@ -306,7 +352,17 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
     const bool is_right = from.has_logits && from.has_teacher && sums[0] < kMost &&
                           sums[1] < kMost && sums[2] < kMost && target_from < 80 &&
                           2 * error <= divergence;
-    if (is_right) return result;
+    const double level = abs_of(result.shift) + abs_of(log1p(excess)), kl = divergence - error;
+    bool keeps_digits;
+    if constexpr (kSeeksTop) {
+      group->reduce(seen, Largest{});
+      const double top_from = double(seen[0]) - double(from.z);
+      const double top = exp(4 * numbers.inverse_temperature * top_from + result.shift);
+      keeps_digits = keeps_gradient(level, kl, top / sums[2]);
+    } else {
+      keeps_digits = keeps_half_gradient(level, kl);
+    }
+    if (is_right && keeps_digits) return result;
     all = true;
   }
 }

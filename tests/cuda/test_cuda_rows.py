@@ -7,13 +7,20 @@ rows are few and have 16384 classes for each part. See csrc/cuda/row_forward.cu.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.cases import Case, distillation_case, introspective_case, similarity_case
 from helpers.far import far_apart
-from helpers.oracle import Outcome, assert_follows_definition, evaluate, exact_distillation
+from helpers.oracle import (
+    Outcome,
+    assert_follows_definition,
+    defined,
+    evaluate,
+    exact_distillation,
+)
 from helpers.tolerance import assert_accurate
 from torch import Tensor
 
@@ -199,6 +206,62 @@ def test_nearly_equal_distributions_whose_first_vectors_mislead_in_float64(below
     losses, grads = exact_distillation(case)
     assert_accurate(result.loss, losses, "loss")
     assert_accurate(result.grads["logits"], grads, "gradient")
+
+
+def sure_of_late_classes(
+    rows: int, classes: int, dtype: torch.dtype, spread: float, sureness: float
+) -> Case:
+    """A case of the divergence alone: p and q of a row are largest at the same late class."""
+    sure = torch.linspace(classes // 2, classes - 1, rows).long()
+    moved = {}
+    for name in ("logits", "teacher_logits"):
+        moved[name] = spread * torch.randn(rows, classes, dtype=torch.float64)
+        moved[name][torch.arange(rows), sure] += 0.5 * (sureness + math.log(classes))
+    return distillation_case(
+        rows, classes, dtype, reduction="none", temperature=0.5, ce_weight=0.0, kl_weight=1.0
+    ).with_tensors(**{name: tensor.to(dtype) for name, tensor in moved.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@pytest.mark.parametrize("classes", [60, 250, 2500, OF_PARTS])
+@pytest.mark.parametrize(("spread", "sureness"), [(0.01, 10.0), (0.7, 10.0), (0.15, 5.0)])
+def test_rows_sure_of_a_class_that_comes_late(
+    dtype: torch.dtype, classes: int, spread: float, sureness: float
+) -> None:
+    """What the first vectors say of q and p is coarse beside what is left of them there."""
+    rows = 2 if classes == OF_PARTS else 100
+    case = sure_of_late_classes(rows, classes, dtype, spread, sureness)
+    result, expected = evaluate(case), defined(case)
+    assert_accurate(result.loss, expected.loss, "loss")
+    for row, (actual, grad) in enumerate(
+        zip(result.grads["logits"], expected.grads["logits"], strict=True)
+    ):
+        assert_accurate(actual, grad, f"gradient of row {row}")
+
+
+def test_rows_sure_of_a_class_that_comes_first() -> None:
+    """There Q and P are 1 and a little, of which a quotient of floats would have lost the most."""
+    logits, teacher = 0.02 * torch.rand(2, 64, 19, dtype=torch.float64)
+    logits[:, 0] += 60
+    teacher[:, 0] += 60
+    case = distillation_case(
+        64, 19, reduction="none", temperature=4.0, ce_weight=0.0, kl_weight=1.0
+    ).with_tensors(logits=logits.float(), teacher_logits=teacher.float())
+    result, expected = evaluate(case), defined(case)
+    assert_accurate(result.loss, expected.loss, "loss")
+    for row, (actual, grad) in enumerate(
+        zip(result.grads["logits"], expected.grads["logits"], strict=True)
+    ):
+        assert_accurate(actual, grad, f"gradient of row {row}")
+
+
+def test_rows_sure_of_a_class_that_comes_late_in_float64() -> None:
+    case = sure_of_late_classes(12, 60, torch.float64, 0.01, 10.0)
+    result = evaluate(case)
+    losses, grads = exact_distillation(case)
+    assert_accurate(result.loss, losses, "loss")
+    for row, (actual, grad) in enumerate(zip(result.grads["logits"], grads, strict=True)):
+        assert_accurate(actual, grad, f"gradient of row {row}")
 
 
 @every_dtype
