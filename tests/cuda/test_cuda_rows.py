@@ -21,7 +21,7 @@ from helpers.oracle import (
     evaluate,
     exact_distillation,
 )
-from helpers.tolerance import assert_accurate
+from helpers.tolerance import assert_accurate, assert_rows_accurate
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -233,10 +233,7 @@ def test_rows_sure_of_a_class_that_comes_late(
     case = sure_of_late_classes(rows, classes, dtype, spread, sureness)
     result, expected = evaluate(case), defined(case)
     assert_accurate(result.loss, expected.loss, "loss")
-    for row, (actual, grad) in enumerate(
-        zip(result.grads["logits"], expected.grads["logits"], strict=True)
-    ):
-        assert_accurate(actual, grad, f"gradient of row {row}")
+    assert_rows_accurate(result.grads["logits"], expected.grads["logits"], "gradient")
 
 
 def test_rows_sure_of_a_class_that_comes_first() -> None:
@@ -249,10 +246,7 @@ def test_rows_sure_of_a_class_that_comes_first() -> None:
     ).with_tensors(logits=logits.float(), teacher_logits=teacher.float())
     result, expected = evaluate(case), defined(case)
     assert_accurate(result.loss, expected.loss, "loss")
-    for row, (actual, grad) in enumerate(
-        zip(result.grads["logits"], expected.grads["logits"], strict=True)
-    ):
-        assert_accurate(actual, grad, f"gradient of row {row}")
+    assert_rows_accurate(result.grads["logits"], expected.grads["logits"], "gradient")
 
 
 def test_rows_sure_of_a_class_that_comes_late_in_float64() -> None:
@@ -260,8 +254,7 @@ def test_rows_sure_of_a_class_that_comes_late_in_float64() -> None:
     result = evaluate(case)
     losses, grads = exact_distillation(case)
     assert_accurate(result.loss, losses, "loss")
-    for row, (actual, grad) in enumerate(zip(result.grads["logits"], grads, strict=True)):
-        assert_accurate(actual, grad, f"gradient of row {row}")
+    assert_rows_accurate(result.grads["logits"], grads, "gradient")
 
 
 @every_dtype

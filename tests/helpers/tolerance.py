@@ -79,3 +79,10 @@ def assert_accurate(
         f"{what} in {actual.dtype}: |out - ref| = {error:.3e} where {allowed:.3e} is allowed, "
         f"|ref| = {size:.3e}, relative {error / size if size else float('inf'):.3e}"
     )
+
+
+def assert_rows_accurate(actual: Tensor, reference: Tensor, what: str = "result") -> None:
+    """Hold every row to the accuracy that `assert_accurate` asks of the whole."""
+    assert actual.shape == reference.shape
+    for row, (of_row, expected) in enumerate(zip(actual, reference, strict=True)):
+        assert_accurate(of_row, expected, f"{what} of row {row}")
