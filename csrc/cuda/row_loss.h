@@ -176,6 +176,8 @@ template <typename U, typename T, int N>
 class GivenTeacher {
  public:
   using Fetched = typename Row<U, T, N>::Fetched;
+  // Whether no logit is larger than the target's, which is 0; or hardly ever.
+  static constexpr bool kTargetIsLargest = false;
 
   __device__ __forceinline__ GivenTeacher(const Matrix& logits, int64_t row)
       : logits_(logits, row) {}
@@ -253,14 +255,24 @@ class RowWalk {
 
 // Whether rounding leaves the gradient of a row its digits. log q - log p of a class is made of its
 // logits and of the level log(Q / P) of the row, and errs by a few units in the last place of what
-// the level is made of; q - p by that times p. The gradient is of order sqrt(KL (1 - p)) for the p
-// of the likeliest class: little where q and p are both sure of one.
-__device__ __forceinline__ bool keeps_gradient(double level, double kl, double largest_p) {
-  return level * level <= 16 * kl * max_of(1 - largest_p, 0.0);
+// the level is made of; q - p by that times p. No gradient is smaller than the difference of the
+// largest p and the largest q; one whose p and q are largest at the same class, and almost equal
+// there, is of order sqrt(KL (1 - p)): little where both are sure of that class.
+template <typename T>
+__device__ __forceinline__ bool keeps_gradient(double level, double kl, double largest_p,
+                                               double largest_q) {
+  // How many times a gradient a level may be: a few 1e-16 or 6e-8 of it are to be a small part of
+  // the 1e-12 or 2e-6 that the gradient may be off by.
+  constexpr double kMost = sizeof(T) == 8 ? 1000 : 4;
+  // As far as the sums of T tell it.
+  constexpr double kNoise = sizeof(T) == 8 ? 1e-13 : 1e-5;
+  const double difference = 2 * max_of(abs_of(largest_q - largest_p) - kNoise, 0.0);
+  const double gradient_2 = max_of(kl * (1 - largest_p), difference * difference);
+  return level * level <= kMost * kMost * gradient_2;
 }
 
 // The same for gradients that are rounded to a half type, and of order KL at least: no pass over a
-// row has to look for its likeliest class.
+// row has to look for its likeliest classes.
 __device__ __forceinline__ bool keeps_half_gradient(double level, double kl) {
   return level <= 2048 * kl;
 }
@@ -272,7 +284,7 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
                                                 const LossNumbers& numbers) {
   // Beyond these, sums of another row of vectors may not be finite, or not what they should be.
   constexpr double kMost = sizeof(T) == 8 ? 1e290 : 1e30;
-  constexpr bool kSeeksTop = !is_half_type<Z>;
+  constexpr bool kSeeksTops = !is_half_type<Z>;
   enum Pass { kMaxima, kNorms, kSums };
 
   const Temperatures<T> temperatures(numbers.inverse_temperature);
@@ -282,7 +294,7 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
     const int end_of_references = all ? end : begin + group->size();
     T tops[2] = {kNever<T>, kNever<T>};
     T norms[3] = {0, 0, 0};
-    T seen[1] = {kNever<T>};
+    T seen[2] = {kNever<T>, kNever<T>};
     References<T> from{};
     RowParts<T> parts{};
     // One loop for three passes, so that the code of a step is there once.
@@ -295,9 +307,14 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
                         const int64_t at = target - first;
                         add_classes<kExact, kWeighted>(z, t, at >= 0 && at < N ? int(at) : -1,
                                                        first, numbers, temperatures, from, &parts);
-                        if constexpr (kSeeksTop) {
+                        if constexpr (kSeeksTops) {
 #pragma unroll
-                          for (int i = 0; i < N; ++i) seen[0] = max_of(seen[0], z[i]);
+                          for (int i = 0; i < N; ++i) {
+                            seen[0] = max_of(seen[0], z[i]);
+                            if constexpr (!Teacher::kTargetIsLargest) {
+                              seen[1] = max_of(seen[1], z[i] == kNever<T> ? kNever<T> : t[i]);
+                            }
+                          }
                         }
                         return;
                       }
@@ -352,13 +369,24 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
     const bool is_right = from.has_logits && from.has_teacher && sums[0] < kMost &&
                           sums[1] < kMost && sums[2] < kMost && target_from < 80 &&
                           2 * error <= divergence;
-    const double level = abs_of(result.shift) + abs_of(log1p(excess)), kl = divergence - error;
+    const double change = log1p(excess), kl = divergence - error;
+    const double level = abs_of(result.shift) + abs_of(change);
     bool keeps_digits;
-    if constexpr (kSeeksTop) {
+    if constexpr (kSeeksTops) {
       group->reduce(seen, Largest{});
-      const double top_from = double(seen[0]) - double(from.z);
-      const double top = exp(4 * numbers.inverse_temperature * top_from + result.shift);
-      keeps_digits = keeps_gradient(level, kl, top / sums[2]);
+      if constexpr (Teacher::kTargetIsLargest) {
+        const bool has_target = target >= walk.first_class(begin) && target < walk.first_class(end);
+        seen[1] = has_target ? max_of(from.t, T(0)) : from.t;
+      }
+      const double ratio = 4 * numbers.inverse_temperature;
+      const double z_top = ratio * (double(seen[0]) - double(from.z));
+      const double t_top = ratio * (double(seen[1]) - double(from.t));
+      // In T, because an exponential of doubles takes registers that not all kernels have.
+      const double top_q = double(exp2_of(T(t_top * kLog2E))) / sums[1];
+      // What the level would be if the row were read again: there has to be something to gain.
+      const double next = result.shift + change + (z_top - t_top);
+      const double top_p = exp(z_top + result.shift) / sums[2];
+      keeps_digits = keeps_gradient<T>(level, kl, top_p, top_q) || 2 * abs_of(next) > level;
     } else {
       keeps_digits = keeps_half_gradient(level, kl);
     }

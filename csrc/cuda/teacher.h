@@ -62,6 +62,8 @@ class StatisticsTeacher {
     typename Numbers::Fetched dots;
     typename Numbers::Fetched sq_norms;
   };
+  // A cosine is 1 at most, a projection may be more. See GivenTeacher.
+  static constexpr bool kTargetIsLargest = true;
 
   __device__ __forceinline__ StatisticsTeacher(const Statistics& statistics, int64_t row,
                                                int64_t target)

@@ -71,7 +71,7 @@ def raising(*tensors: Tensor) -> Tensor:
 
 
 def slow(*tensors: Tensor) -> Tensor:
-    time.sleep(0.005)
+    time.sleep(0.1)
     return distillation_eager(*tensors)
 
 

@@ -91,7 +91,7 @@ def test_a_slow_contender_ranks_last() -> None:
     ranked = [record["contender"] for record in tables.ranking(list(found.values()))]
     assert ranked[-1] == "wrong loss"
     assert ranked[-2] == "slow"
-    assert found["slow"]["seconds"]["median"] >= 0.005
+    assert found["slow"]["seconds"]["median"] >= 0.1
     assert tables.speedup(list(found.values()), "slow", "eager") < 1
 
 
