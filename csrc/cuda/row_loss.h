@@ -176,7 +176,7 @@ template <typename U, typename T, int N>
 class GivenTeacher {
  public:
   using Fetched = typename Row<U, T, N>::Fetched;
-  // Whether no logit is larger than the target's, which is 0; or hardly ever.
+  // Whether the target's logit, which is 0, is taken for the largest: see sum_vectors.
   static constexpr bool kTargetIsLargest = false;
 
   __device__ __forceinline__ GivenTeacher(const Matrix& logits, int64_t row)
@@ -263,12 +263,12 @@ __device__ __forceinline__ bool keeps_gradient(double level, double kl, double l
                                                double largest_q) {
   // How many times a gradient a level may be: a few 1e-16 or 6e-8 of it are to be a small part of
   // the 1e-12 or 2e-6 that the gradient may be off by.
-  constexpr double kMost = sizeof(T) == 8 ? 1000 : 4;
-  // As far as the sums of T tell it.
+  constexpr double kLevels = sizeof(T) == 8 ? 1000 : 4;
+  // As far as the sums of T tell it. A bound may have twice the level that an estimate may.
   constexpr double kNoise = sizeof(T) == 8 ? 1e-13 : 1e-5;
   const double difference = 2 * max_of(abs_of(largest_q - largest_p) - kNoise, 0.0);
   const double gradient_2 = max_of(kl * (1 - largest_p), difference * difference);
-  return level * level <= kMost * kMost * gradient_2;
+  return level * level <= kLevels * kLevels * gradient_2;
 }
 
 // The same for gradients that are rounded to a half type, and of order KL at least: no pass over a
@@ -375,6 +375,7 @@ __device__ __forceinline__ PartSums sum_vectors(Group* group, const RowWalk<Z, T
     if constexpr (kSeeksTops) {
       group->reduce(seen, Largest{});
       if constexpr (Teacher::kTargetIsLargest) {
+        // Only how often rows are read again depends on whether this is so.
         const bool has_target = target >= walk.first_class(begin) && target < walk.first_class(end);
         seen[1] = has_target ? max_of(from.t, T(0)) : from.t;
       }

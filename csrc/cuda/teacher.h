@@ -62,7 +62,7 @@ class StatisticsTeacher {
     typename Numbers::Fetched dots;
     typename Numbers::Fetched sq_norms;
   };
-  // A cosine is 1 at most, a projection may be more. See GivenTeacher.
+  // Which is so of a cosine; a projection may be more than 1. See GivenTeacher.
   static constexpr bool kTargetIsLargest = true;
 
   __device__ __forceinline__ StatisticsTeacher(const Statistics& statistics, int64_t row,
