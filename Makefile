@@ -15,7 +15,7 @@ TEST_CXX_SOURCES := $(sort $(shell find tests -name '*.cu' -o -name '*.h'))
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suite test-emulated test-interpreted test-interpreter test-emulation kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
+.PHONY: help demo check test test-all test-rest test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,62 +23,57 @@ help:  ## list the targets
 demo: $(BUILT)  ## train seven methods on the digits over several seeds; table, runs/demo/report.html
 	$(PY) -m introkernels train --out $(DEMO_OUT) --resume
 
-EMULATED := OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cuda
-# In which threads of a block run; see csrc/emulation/emulation.h.
-ORDERS := ascending descending shuffled
-INTERPRETED := OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 INTROKERNELS_TEST_BACKENDS=triton
-
-# Each keeps one core busy, and prints what it has to say when it is done.
-test: $(BUILT)  ## run the tests on every backend; CUDA under an emulation, Triton in its interpreter
-	@echo "Six runs of the tests, two at a time: a quarter of an hour, the first word after half of it"
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
-	  test-interpreted test-suite $(EMULATED_RUNS)
-
 # Idle OpenMP threads sleep rather than spin: on a shared machine spinning multiplies the time.
-test-suite: $(BUILT)  ## the part of `make test` that needs neither emulation nor interpreter
-	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
+# Tests go to whichever of two processes is free, so that both cores are busy to the end.
+RUN := OMP_WAIT_POLICY=PASSIVE
+PYTEST := $(PY) -m pytest --numprocesses 2 --dist loadgroup
+EMULATED := INTROKERNELS_TEST_BACKENDS=cuda
+INTERPRETED := TRITON_INTERPRET=1 INTROKERNELS_TEST_BACKENDS=triton
+QUICK := -m 'not slow and not big and not gpu'
 
-EMULATED_RUNS := $(ORDERS:%=test-emulated-%) test-emulated-kernels
+check: $(BUILT)  ## two minutes: a case of each quick test, on C++ and plain PyTorch
+	$(RUN) $(PYTEST) $(QUICK) --at-most 1
 
-test-emulated: $(BUILT)  ## the part of `make test` that runs CUDA under its emulation, in three orders
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(EMULATED_RUNS)
+test: $(BUILT)  ## eight minutes: every property on every backend; CUDA emulated, Triton interpreted
+	$(RUN) $(PYTEST) $(QUICK) --at-most 4
+	$(RUN) $(EMULATED) $(PYTEST) $(QUICK) --at-most 1 tests/losses tests/cuda
+	$(RUN) $(INTERPRETED) $(PYTEST) $(QUICK) --all-kernel-lines --at-most 1 tests/losses tests/triton
 
-# All cases in the first order, a few of each test in the others: not the same ones in both.
-test-emulated-descending test-emulated-shuffled: CASES := --at-most 4
+# What `make test` leaves out: each of these is a run of its own.
+test-all: test test-rest  ## everything: every case, order and instruction set, planted faults, sanitizers
 
-$(ORDERS:%=test-emulated-%): test-emulated-%: $(BUILT)
-	INTROKERNELS_EMULATION_ORDER=$* $(EMULATED) $(PY) -m pytest $(CASES) tests/losses
+test-rest: test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize
 
-# The kernels' own tests, in one order, and without half of their planted faults.
-test-emulated-kernels: $(BUILT)
-	$(EMULATED) $(PY) -m pytest -m 'not slow' tests/cuda
+test-suite: $(BUILT)  ## every case on C++ and plain PyTorch, slow tests too
+	$(RUN) $(PYTEST)
 
-test-interpreted: $(BUILT)  ## the part of `make test` that runs Triton in its interpreter
-	$(INTERPRETED) $(PY) -m pytest --all-kernel-lines --at-most 2 tests/losses tests/triton
+test-emulated: test-order-descending test-order-shuffled  ## every case on emulated CUDA, a few in other orders of threads; planted faults
+	$(RUN) $(EMULATED) $(PYTEST) tests/losses tests/cuda
 
-test-interpreter: $(BUILT)  ## run every case of the tests on Triton in its interpreter (long)
-	$(INTERPRETED) $(PY) -m pytest --all-kernel-lines tests/losses tests/triton
+test-order-%: $(BUILT)
+	$(RUN) $(EMULATED) INTROKERNELS_EMULATION_ORDER=$* $(PYTEST) --at-most 4 tests/losses
 
-test-emulation: $(BUILT)  ## run every case on the emulation of CUDA in every order, and all planted faults
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target CASES= $(EMULATED_RUNS)
-	$(EMULATED) $(PY) -m pytest -m slow tests/cuda
+test-interpreted: $(BUILT)  ## several cases of each test on Triton's interpreter, planted faults
+	$(RUN) $(INTERPRETED) $(PYTEST) --at-most 2 tests/losses tests/triton
+
+# Each kernel of Triton for one of its targets; `KERNELS=` for all of them.
+KERNELS ?= --in-turn
 
 kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300) and check what came out
 	$(PY) tests/compile_kernels.py $(KERNELS)
 	$(PY) tests/compile_cuda_kernels.py $(CUDA_KERNELS)
 
-CAPABILITIES := avx2 baseline
+test-capabilities: test-capability-avx2 test-capability-baseline  ## the losses with AVX2 and with baseline kernels
 
-test-capabilities: $(BUILT)  ## run the tests of the losses again with AVX2 and with baseline kernels
-	+@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(CAPABILITIES:%=test-capability-%)
-
-# Chosen when the library is loaded: a process for each.
-$(CAPABILITIES:%=test-capability-%): test-capability-%: $(BUILT)
-	OMP_WAIT_POLICY=PASSIVE INTROKERNELS_TEST_BACKENDS=cpu \
-	  INTROKERNELS_CPU_CAPABILITY=$* $(PY) -m pytest tests/losses
+# Chosen when the library is loaded: a run for each.
+test-capability-%: $(BUILT)
+	$(RUN) INTROKERNELS_TEST_BACKENDS=cpu INTROKERNELS_CPU_CAPABILITY=$* $(PYTEST) tests/losses
 
 test-big: $(BUILT)  ## run the tests of tensors of more than 2^31 elements (13 GiB of memory)
 	INTROKERNELS_REQUIRE_BIG=1 INTROKERNELS_TEST_BACKENDS=cpu $(PY) -m pytest -m big tests/losses
+
+# A few cases of each test; `SANITIZE=` for all of them, which takes hours.
+SANITIZE ?= --sample
 
 sanitize: $(INSTALLED)  ## run the tests on C++ built with Address- and UndefinedBehaviourSanitizer
 	$(PY) tests/run_sanitized.py $(SANITIZE)

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -23,9 +24,10 @@ import introkernels as ik
 
 # In which order the emulation of CUDA runs threads; see csrc/emulation/emulation.h.
 ORDER_VARIABLE = "INTROKERNELS_EMULATION_ORDER"
-TRITON_TESTS = Path(__file__).resolve().parent / "triton"
-CUDA_TESTS = TRITON_TESTS.with_name("cuda")
-EMULATION_TESTS = TRITON_TESTS.with_name("emulation")
+TESTS = Path(__file__).resolve().parent
+TRITON_TESTS = TESTS / "triton"
+CUDA_TESTS = TESTS / "cuda"
+EMULATION_TESTS = TESTS / "emulation"
 
 if backends.interpreted():
     from helpers import kernel_lines
@@ -72,10 +74,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail where lines of kernels never ran."""
-    asked = session.config.getoption("--all-kernel-lines") and backends.interpreted()
-    if asked and session.exitstatus == pytest.ExitCode.OK and kernel_lines.missing():
+    """Fail where lines of kernels never ran; one of several processes tells which ones did."""
+    if not (session.config.getoption("--all-kernel-lines") and backends.interpreted()):
+        return
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["kernel_lines"] = kernel_lines.ran()
+    elif session.exitstatus == pytest.ExitCode.OK and kernel_lines.missing():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take in which lines of kernels ran in one of several processes."""
+    if "kernel_lines" in getattr(node, "workeroutput", {}):
+        kernel_lines.add(node.workeroutput["kernel_lines"])
 
 
 def pytest_terminal_summary(
@@ -135,6 +147,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under the interpreter, the emulation and on a GPU, leave out what means nothing there."""
+    _keep_together(items)
     at_most = config.getoption("--at-most")
     if at_most:
         _thin_out(config, items, at_most)
@@ -161,6 +174,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_of_kernels(item: pytest.Item) -> bool:
     """Whether a test is one of how kernels are run, which asks for no backend."""
     return not {TRITON_TESTS, CUDA_TESTS, EMULATION_TESTS}.isdisjoint(item.path.parents)
+
+
+# Of these folders only the modules named have fixtures that several tests look at.
+SPREAD_FOLDERS = ("losses", "head", "explain")
+WHOLE_MODULES = ("test_capability", "test_distributed")
+
+
+def _keep_together(items: list[pytest.Item]) -> None:
+    """Give tests that look at what one fixture built, trained or started to one process.
+
+    Those of tests/packaging share wheels, those of a module all else. Any other test goes to
+    whichever process is free (pytest-xdist's ``--dist loadgroup``).
+    """
+    for item in items:
+        folder = item.path.parent.relative_to(TESTS).parts[:1]
+        if folder == ("packaging",):
+            item.add_marker(pytest.mark.xdist_group("packaging"))
+        elif item.path.stem in WHOLE_MODULES or not {*folder} <= {*SPREAD_FOLDERS}:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _thin_out(config: pytest.Config, items: list[pytest.Item], at_most: int) -> None:
@@ -236,4 +268,6 @@ def process_group() -> Iterator[dist.ProcessGroup]:
 
 @pytest.fixture(autouse=True)
 def _fixed_seed(request: pytest.FixtureRequest) -> None:
-    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    # Without the name of its group, which pytest-xdist appends.
+    name = request.node.nodeid.partition("@")[0]
+    torch.manual_seed(zlib.crc32(name.encode()))

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 from helpers import emulated_backend, emulation, planting
 
+pytestmark = pytest.mark.slow
+
 
 class Fault(NamedTuple):
     """A fault, and who notices it.
@@ -25,8 +27,6 @@ class Fault(NamedTuple):
         test: the one that has to fail, by its id below tests/.
         report: what the emulation says of it, where it is not the test that tells.
         order: in which threads run.
-        slow: whether `make test` leaves it to `make test-emulation`, because another fault in the
-            same lines has to do there.
     """
 
     what: str
@@ -36,7 +36,6 @@ class Fault(NamedTuple):
     test: str
     report: str | None = None
     order: str = "ascending"
-    slow: bool = False
 
     @property
     def path(self) -> Path:
@@ -82,7 +81,6 @@ FAULTS = (
         "from.z = from.has_logits ? tops[0] : T(0);",
         "from.z = T(0);",
         f"{ROWS}test_first_vectors_mislead[last_class_is_sure_to_both-torch.float32]",
-        slow=True,
     ),
     Fault(
         "rows whose first vectors misled are not read again",
@@ -104,7 +102,6 @@ FAULTS = (
         "if (is_right && keeps_digits) return result;",
         "if (is_right) return result;",
         f"{SURE}[0.15-5.0-60-torch.float32]",
-        slow=True,
     ),
     Fault(
         "a row is never taken to be sure of a class",
@@ -127,7 +124,6 @@ FAULTS = (
         "",
         f"{SURE}[0.15-5.0-250-torch.float32]",
         report="deadlock",
-        slow=True,
     ),
     Fault(
         "the first shift is a quotient of sums that are almost equal",
@@ -149,7 +145,6 @@ FAULTS = (
         "terms.is_near = abs_of(terms.d) < T(1);",
         "terms.is_near = false;",
         f"{EXTREMES}test_divergence_of_nearly_equal_distributions[cuda-0.0-4.0-0.001-torch.float32]",
-        slow=True,
     ),
     Fault(
         "a polynomial is asked beyond where it is good",
@@ -157,7 +152,6 @@ FAULTS = (
         "terms.is_near = abs_of(terms.d) < T(1);",
         "terms.is_near = abs_of(terms.d) < T(4);",
         COUNTS,
-        slow=True,
     ),
     Fault(
         "the excess of q over p has the other sign far from p",
@@ -179,7 +173,6 @@ FAULTS = (
         "if (exists) {",
         "{",
         WITHOUT_MASKED,
-        slow=True,
     ),
     Fault(
         "how the parts of a row share out q and p is left out",
@@ -201,7 +194,6 @@ FAULTS = (
         "terms.kl += share_p;",
         "",
         f"{ROWS}test_parts_of_a_row[first_classes_have_no_label-torch.float32]",
-        slow=True,
     ),
     Fault(
         "the logits of a part stay relative to its own largest one",
@@ -209,7 +201,6 @@ FAULTS = (
         "sums.others += part.sums.others * exp(4 * z_from);",
         "sums.others += part.sums.others;",
         f"{ROWS}test_parts_of_a_row[sorted_upwards-torch.float32]",
-        slow=True,
     ),
     Fault(
         "smoothing is shared out by class weights",
@@ -225,7 +216,6 @@ FAULTS = (
         "options.ce_weight * terms.ce",
         f"{MASKED}TestMaskedTarget::test_costs_infinity_and_keeps_a_finite_gradient"
         "[cuda-softmax-torch.float32-distillation_loss]",
-        slow=True,
     ),
     Fault(
         "one class beyond the last one is read",
@@ -240,7 +230,6 @@ FAULTS = (
         "if (is_whole_ && first + N <= num_classes) {",
         "if (is_whole_) {",
         COUNTS,
-        slow=True,
     ),
     Fault(
         "columns are taken to be contiguous",
@@ -248,7 +237,6 @@ FAULTS = (
         "is_whole_ = column_stride_ == 1 &&",
         "is_whole_ =",
         f"{ROWS}test_strides_of_every_tensor[torch.float32]",
-        slow=True,
     ),
     Fault(
         "the stride of rows is that of columns",
@@ -270,7 +258,6 @@ FAULTS = (
         "c < num_classes ? row[c * column_stride_]",
         "c < num_classes ? row[int(c * column_stride_)]",
         f"{ROWS}test_distillation_of_far_rows_and_classes[logits-1]",
-        slow=True,
     ),
     Fault(
         "half types between two words are put together the wrong way",
@@ -286,7 +273,6 @@ FAULTS = (
         "if (c <= num_classes) row[c] = both.values[i];",
         COUNTS,
         order="descending",
-        slow=True,
     ),
     Fault(
         "a class that does not exist gets a gradient",
@@ -330,7 +316,6 @@ FAULTS = (
         "outputs.totals[1] = sums[3];",
         "",
         f"{DETERMINISM}[cuda-distillation]",
-        slow=True,
     ),
     Fault(
         "only as many rows are added up as a block has threads",
@@ -338,7 +323,6 @@ FAULTS = (
         "row < terms.num_rows; row += kThreads",
         "row < terms.num_rows && row < kThreads; row += kThreads",
         f"{ROWS}test_rows_of_several_blocks[mean-300]",
-        slow=True,
     ),
     Fault(
         "the last block but one believes to be the last",
@@ -400,7 +384,6 @@ FAULTS = (
         f"{EXTREMES}TestDegenerateExplanations::"
         "test_no_explanation_is_like_the_target_and_the_target_is_like_itself"
         "[cuda-torch.float32-cosine-softmax]",
-        slow=True,
     ),
     Fault(
         "explanations of no length are like nothing",
@@ -409,7 +392,6 @@ FAULTS = (
         "return select(above > one, one, above);",
         f"{EXTREMES}TestDegenerateExplanations::test_statistics_of_no_length"
         "[cuda-torch.float32-cosine]",
-        slow=True,
     ),
     Fault(
         "split labels give masked classes a share",
@@ -418,7 +400,6 @@ FAULTS = (
         "if (c == target) return;",
         f"{MASKED}TestMaskedClasses::test_labels_live_on_the_other_classes"
         "[cuda-cosine-split-similarity_loss]",
-        slow=True,
     ),
     Fault(
         "the place among the explained classes is taken for the class",
@@ -426,7 +407,6 @@ FAULTS = (
         "teacher[c] = T(c == target",
         "teacher[c % statistics.num_explained] = T(c == target",
         f"{ACCURACY}test_class_index[cuda-softmax-cosine-False-torch.float32]",
-        slow=True,
     ),
     Fault(
         "a place among the explained classes is taken for the target's",
@@ -434,7 +414,6 @@ FAULTS = (
         "if (c == target) found[0] = double(k);",
         "if (k == target) found[0] = double(k);",
         f"{STATISTICS}test_class_index[False-torch.float32]",
-        slow=True,
     ),
     Fault(
         "copies of the last class count in the mean",
@@ -449,7 +428,6 @@ FAULTS = (
         "T(1) / T(share_.num_classes)",
         "T(1) / T(share_.num_classes - 1)",
         f"{STATISTICS}test_class_counts[True]",
-        slow=True,
     ),
     Fault(
         "a warp overwrites means that another one has not read",
@@ -464,7 +442,6 @@ FAULTS = (
         "is_inside_[load] = i < explanations_.num_dims;",
         "is_inside_[load] = i <= explanations_.num_dims;",
         f"{STATISTICS}test_sizes_around_slices[False-torch.float32]",
-        slow=True,
     ),
     Fault(
         "lanes exchange with the wrong ones",
@@ -486,7 +463,6 @@ FAULTS = (
         "return offset + i * dims.strides[0];",
         "return offset + i * dims.strides[dims.count - 1];",
         f"{STATISTICS}test_layouts[gaps between rows and columns-False-torch.float32]",
-        slow=True,
     ),
     Fault(
         "offsets of classes of gradients in 32 bits",
@@ -494,7 +470,6 @@ FAULTS = (
         "k * explanations_.class_stride",
         "int(k * explanations_.class_stride)",
         f"{STATISTICS}test_far_gradients[(3, 3, 3)-1]",
-        slow=True,
     ),
     Fault(
         "offsets of rows of inputs in 32 bits",
@@ -569,13 +544,7 @@ def test_without_a_fault_all_of_these_tests_pass(runs: dict[str, planting.Run]) 
         assert run.passed
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(fault, id=fault.what, marks=[pytest.mark.slow] if fault.slow else [])
-        for fault in FAULTS
-    ],
-)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
 def test_is_caught(fault: Fault, runs: dict[str, planting.Run]) -> None:
     assert fault.places() == 1, "the kernel has changed, and its fault has to"
     run = runs[fault.what]

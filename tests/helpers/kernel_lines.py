@@ -37,6 +37,17 @@ def watch() -> None:
     FunctionRewriter._transform_ast = with_notes
 
 
+def ran() -> dict[str, list[int]]:
+    """For each file that holds kernels, the lines of them that ran, as plain values."""
+    return {str(file): sorted(lines) for file, lines in _ran.items()}
+
+
+def add(lines_of_files: dict[str, list[int]]) -> None:
+    """Take in what :func:`ran` told in another process."""
+    for file, lines in lines_of_files.items():
+        _ran.setdefault(Path(file), set()).update(lines)
+
+
 def missing() -> dict[Path, list[int]]:
     """For each file that holds kernels, the lines of them that never ran."""
     gaps = {}

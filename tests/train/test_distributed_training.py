@@ -72,6 +72,7 @@ def same(alone: Path, together: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_are_one(outcomes: dict[int, Path], method: str) -> None:
     same(*(outcomes[processes] / "runs" / method / "seed0" for processes in (1, 2)))

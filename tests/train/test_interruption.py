@@ -18,7 +18,10 @@ from outcome import assert_same_outcome
 from introkernels.train.config import TrainConfig
 from introkernels.train.experiment import run_experiment
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL"),
+]
 
 # A fork of a server that has imported everything starts at once, and has started no threads yet.
 PROCESSES = multiprocessing.get_context("forkserver") if os.name == "posix" else None

@@ -10,6 +10,8 @@ from helpers import planting
 
 import introkernels
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(introkernels.__file__).resolve().parent
 
 
