@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from introkernels.train import checkpoint
 from introkernels.train.classifier import Classifier
 from introkernels.train.config import TrainConfig
 from introkernels.train.data import Dataset, LabelledImages, Splits, load_dataset, split
@@ -211,10 +212,17 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over the state of a run of the same identity.
+
+        Raises:
+            ValueError, RuntimeError: something is missing, or has another shape.
+        """
+        checkpoint.check_layout(state, self.state())
         self.learner.load_state_dict(state["learner"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._check_moments()
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"]["torch"])
@@ -223,6 +231,19 @@ class Run:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in ("history", "best", "test", "steps", "step_seconds", "wall_seconds"):
             setattr(self, name, state[name])
+
+    def _check_moments(self) -> None:
+        """Raise ValueError where the optimiser, which doesn't look itself, would go astray."""
+        state = self.optimizer.state
+        if len({frozenset(values) for values in state.values()}) > 1:
+            raise ValueError("state.optimizer.state lacks a field of some parameters")
+        for parameter, values in state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape not in ((), parameter.shape):
+                    raise ValueError(
+                        f"{name} of a parameter has shape {list(value.shape)}, expected "
+                        f"{list(parameter.shape)}"
+                    )
 
     def record(self) -> dict[str, Any]:
         """What is written for people and for the summary."""

@@ -40,7 +40,7 @@ def train_run(
     `metrics.json`.
 
     Raises:
-        CheckpointError: a checkpoint is damaged.
+        CheckpointError: a checkpoint is damaged, or doesn't fit the run.
         DivergedError: a loss is not finite.
     """
     processes = Processes()
@@ -55,11 +55,10 @@ def train_run(
     with reproducible(config):
         run = Run(config, method, seed, teacher)
         path = directory / CHECKPOINT
-        state = checkpoint.load(path, run.identity)
+        resumed = checkpoint.restore(path, run.identity, run.restore)
         # The first may write a newer one before others have read this one.
         processes.wait()
-        if state is not None:
-            run.restore(state)
+        if resumed:
             on_epoch(run.epoch)
 
         def record() -> dict[str, Any]:
@@ -99,14 +98,18 @@ def load_model(config: TrainConfig, method: str, seed: int, directory: Path) -> 
     """The trained model of a run, in evaluation mode on the CPU.
 
     Raises:
-        CheckpointError: there is no checkpoint, or not one of this run.
+        CheckpointError: there is no checkpoint, it is damaged, or not one of this run.
     """
     path = directory / CHECKPOINT
-    state = checkpoint.load(path, config.run_identity(method, seed))
-    if state is None:
-        raise checkpoint.CheckpointError(f"{path} does not exist")
     model = make_model(config.model, *image_shape_and_classes(config))
-    model.load_state_dict(state["model"])
+
+    def take(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+
+    if not checkpoint.restore(path, config.run_identity(method, seed), take):
+        raise checkpoint.CheckpointError(
+            f"{path} does not exist. Resume the experiment: this run is then trained."
+        )
     return model.eval()
 
 

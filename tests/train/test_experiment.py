@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import math
+import random
+import shutil
 import statistics
 
 import pytest
@@ -13,7 +15,7 @@ from outcome import assert_same_outcome, without_times
 from introkernels.train import checkpoint, files
 from introkernels.train.config import ConfigError, TrainConfig
 from introkernels.train.engine import DivergedError, Run
-from introkernels.train.experiment import DirectoryError, run_directory
+from introkernels.train.experiment import DirectoryError, run_directory, run_experiment
 from introkernels.train.methods.label_smoothing import LabelSmoothing
 from introkernels.train.runs import load_model
 
@@ -167,6 +169,98 @@ def test_a_damaged_checkpoint_is_named_and_deleting_it_helps(tiny, train, tmp_pa
     path.unlink()
     train(tiny, resume=True)
     assert_same_outcome(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A finished experiment of one run."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    config = change(tiny, methods=("standard",), seeds=1)
+    run_experiment(config, out, worker_count=1, tensorboard=False)
+    return config, out
+
+
+@pytest.fixture
+def one_run(trained, tmp_path):
+    """A copy of that experiment to be damaged, and where its run is."""
+    config, out = trained
+    shutil.copytree(out, tmp_path / "out")
+    return config, run_directory(tmp_path / "out", "standard", 0)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(one_run):
+    config, directory = one_run
+    path = directory / "checkpoint.pt"
+    whole = path.read_bytes()
+    drawn = random.Random(0)
+    for bit in drawn.sample(range(8 * len(whole)), 400):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"checkpoint.pt can't be read.*Delete"
+        ):
+            load_model(config, "standard", 0, directory)
+
+
+def drop(state, *names):
+    """Delete a field of a field."""
+    for name in names[:-1]:
+        state = state[name]
+    del state[names[-1]]
+
+
+def double(state, *names):
+    """Make a tensor twice as long."""
+    for name in names[:-1]:
+        state = state[name]
+    state[names[-1]] = torch.cat([state[names[-1]]] * 2)
+
+
+def rewrite(path, edit, names):
+    state = torch.load(path, weights_only=True)
+    edit(state, *names)
+    checkpoint.save(path, state)
+
+
+@pytest.mark.parametrize(
+    ("edit", "names", "message"),
+    [
+        (drop, ["identity"], "is of another run"),
+        (drop, ["learner"], "state.learner is missing"),
+        (drop, ["model"], "state.model is missing"),
+        (drop, ["rng", "order"], "state.rng.order is missing"),
+        (drop, ["scheduler", "last_epoch"], "state.scheduler.last_epoch is missing"),
+        (drop, ["optimizer", "param_groups", 0, "lr"], "param_groups.0.lr is missing"),
+        (drop, ["optimizer", "state", 1, "exp_avg"], "lacks a field of some parameters"),
+        (drop, ["learner", "model.head.bias"], "state.learner.model.head.bias is missing"),
+        (double, ["learner", "model.head.bias"], r"bias has shape .20., expected .10."),
+        (double, ["model", "head.bias"], r"bias has shape .20., expected .10."),
+        (double, ["optimizer", "state", 1, "exp_avg"], "exp_avg of a parameter has shape"),
+        (double, ["rng", "torch"], "state.rng.torch has shape"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named_with_what_is_wrong(
+    edit, names, message, one_run, train
+):
+    config, directory = one_run
+    rewrite(directory / "checkpoint.pt", edit, names)
+    with pytest.raises(checkpoint.CheckpointError, match=rf"checkpoint.pt .*{message}.*Delete"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [(drop, ["model"]), (drop, ["model", "head.bias"]), (double, ["model", "head.bias"])],
+)
+def test_a_model_that_does_not_fit_is_not_loaded(edit, names, one_run):
+    config, directory = one_run
+    rewrite(directory / "checkpoint.pt", edit, names)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"pt doesn't fit this run .*Delete"
+    ) as error:
+        load_model(config, "standard", 0, directory)
+    assert "\n" not in str(error.value)
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(tiny, train, tmp_path):
