@@ -340,6 +340,75 @@ def test_what_is_missing_is_told_with_the_layout_expected(tmp_path, name, expect
         assert text in str(caught.value)
 
 
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def garble(path):
+    content = bytearray(path.read_bytes())
+    content[60:120] = bytes(60)
+    path.write_bytes(content)
+
+
+DAMAGES = [cut_short, garble, lambda path: path.write_bytes(b"")]
+
+
+def assert_named(error, *names):
+    """One line that names the picture, says what to do and nothing else."""
+    message = str(error.value)
+    assert all(name in message for name in names)
+    assert message.endswith("; delete or replace it")
+    assert "\n" not in message
+    assert "expected image files" not in message
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_picture_is_named(damage, tmp_path, datasets):
+    write_folder(tmp_path, ["cat", "dog"])
+    path = tmp_path / "dog" / "noise.png"
+    Image.effect_noise((40, 40), 50).save(path)
+    damage(path)
+    with pytest.raises(DataError) as error:
+        load_dataset("image_folder", tmp_path)
+    assert_named(error, str(path), "can't be read")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_picture_of_tiny_imagenet_is_named(damage, tmp_path):
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    path = tmp_path / "tiny-imagenet-200" / "val" / "images" / "val_2.JPEG"
+    damage(path)
+    with pytest.raises(DataError) as error:
+        load_dataset("tiny_imagenet", tmp_path)
+    assert_named(error, str(path), "can't be read")
+
+
+def test_a_damaged_picture_in_a_parquet_file_is_named(tmp_path, datasets):
+    path = tmp_path / "noise.png"
+    Image.effect_noise((40, 40), 50).save(path)
+    cut_short(path)
+    columns = {
+        "image": [one_colour((40, 40), 1), {"path": "noise.png", "bytes": path.read_bytes()}],
+        "label": [0, 1],
+    }
+    snapshot = tmp_path / "snapshot"
+    write_parquet(datasets, snapshot / "train.parquet", columns, {"label": ["cat", "dog"]})
+    with pytest.raises(DataError) as error:
+        load_dataset("image_folder", snapshot)
+    assert_named(error, "noise.png, image 2 of the part train", "can't be read")
+
+
+@pytest.mark.parametrize("limit", [2000, 7000])
+def test_a_decompression_bomb_is_named_and_not_read(limit, tmp_path, datasets, monkeypatch):
+    """Pillow raises for twice as many pixels as it allows, and warns of fewer than that."""
+    write_folder(tmp_path, ["cat", "dog"])
+    one_colour((100, 100), 1).save(tmp_path / "cat" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError) as error:
+        load_dataset("image_folder", tmp_path)
+    assert_named(error, "cat/bomb.png", "decompression bomb")
+
+
 def test_folders_without_classes_or_images_say_so(tmp_path, datasets):
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "one", ["cat"])
@@ -350,7 +419,7 @@ def test_folders_without_classes_or_images_say_so(tmp_path, datasets):
     for name, message in (
         ("empty", "can't read it"),
         ("one", "at least two classes"),
-        ("broken", "can't read it"),
+        ("broken", "can't be read"),
     ):
         with pytest.raises(DataError, match=message):
             load_dataset("image_folder", tmp_path / name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,8 +12,32 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from introkernels.train.data.images import DataError
+
 SIZE_OF_MIXED = 64
 """Height and width that pictures of different sizes are brought to."""
+
+
+class PictureError(DataError):
+    """A picture that can't be read; the message names it."""
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Name a picture in what reading it raises.
+
+    Raises:
+        PictureError: the picture is damaged, or so large (`PIL.Image.MAX_IMAGE_PIXELS`) that it may
+            be made to fill the memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    # A damaged picture can raise nearly anything.
+    except Exception as error:
+        reason = str(error).rstrip(".")
+        raise PictureError(f"{name} can't be read ({reason}); delete or replace it") from error
 
 
 def stack_pictures(pictures: Iterable[Image.Image], image_size: int | None = None) -> Tensor:

@@ -7,11 +7,6 @@ from pathlib import Path
 from introkernels.train.data.images import DataError, Dataset
 from introkernels.train.data.snapshot import read_snapshot
 
-_LAYOUT = (
-    "expected image files in one folder a class (CLASS/NAME.png), these perhaps in train/ and "
-    "test/, or a snapshot of a Hugging Face data set in Parquet files"
-)
-
 
 def image_folder(directory: Path, image_size: int | None = None) -> Dataset:
     """The images of a folder, as RGB (uint8); the classes are its subfolders by name.
@@ -27,11 +22,12 @@ def image_folder(directory: Path, image_size: int | None = None) -> Dataset:
         DataError: there is no such folder, or it can't be read.
     """
     if not directory.is_dir():
-        raise DataError(f"image_folder: {directory} is not a folder; {_LAYOUT}")
-    try:
-        read = read_snapshot(directory, image_size)
-    except DataError as error:
-        raise DataError(f"image_folder: {error}; {_LAYOUT}") from error
+        raise DataError(
+            f"image_folder: {directory} is not a folder; expected image files in one folder a "
+            "class (CLASS/NAME.png), these perhaps in train/ and test/, or a snapshot of a Hugging "
+            "Face data set in Parquet files"
+        )
+    read = read_snapshot(directory, image_size)
     return Dataset(
         read.data,
         read.class_names,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from introkernels.train.data.decoding import stack_pictures
+from introkernels.train.data.decoding import PictureError, reading, stack_pictures
 from introkernels.train.data.images import DataError, LabelledImages
 
+_LAYOUT = (
+    "expected Parquet files with a column of images and one of class labels, or image files in one "
+    "folder a class (CLASS/NAME.png)"
+)
 _TEST_PARTS = ("test", "validation", "valid", "val")
 
 
@@ -61,18 +65,25 @@ def read_snapshot(directory: Path, image_size: int | None = None) -> Snapshot:
         images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
         labels = [name for name, kind in features.items() if isinstance(kind, library.ClassLabel)]
         if images and labels:
-            return _read(parts, images[0], labels, features[labels[0]].names, image_size)
+            # Decoded one by one, where a damaged picture can be named.
+            coded = library.Image(decode=False)
+            parts = {name: part.cast_column(images[0], coded) for name, part in parts.items()}
+            decode = library.Image().decode_example
+            return _read(parts, images[0], decode, labels, features[labels[0]].names, image_size)
+    except PictureError:
+        raise
     except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"{directory}: datasets can't read it: {error}") from error
+        raise DataError(f"{directory}: datasets can't read it: {error}; {_LAYOUT}") from error
     raise DataError(
-        f"{directory}: expected a column of images and one of class labels, or image files in "
-        f"folders of at least two classes; the columns are: {', '.join(features) or 'none'}"
+        f"{directory}: the columns are {', '.join(features) or 'none'}; {_LAYOUT}, of at least two "
+        "classes"
     )
 
 
 def _read(
     parts: dict[str, Any],
     image: str,
+    decode: Callable[[dict[str, Any]], Image.Image],
     labels: Sequence[str],
     class_names: Sequence[str],
     image_size: int | None,
@@ -87,7 +98,9 @@ def _read(
                 for name in labels:
                     values[name].append(row[name])
                 sizes[part] += 1
-                yield row[image]
+                with reading(f"{row[image]['path']}, image {sizes[part]} of the part {part},"):
+                    picture = decode(row[image])
+                yield picture
 
     stored = stack_pictures(pictures(), image_size)
     columns = {name: torch.tensor(values[name]) for name in labels}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from introkernels.train.data.decoding import stack_pictures
+from introkernels.train.data.decoding import PictureError, reading, stack_pictures
 from introkernels.train.data.images import DataError, Dataset, LabelledImages
 from introkernels.train.data.snapshot import read_snapshot
 
@@ -67,6 +67,8 @@ def _from_archive(folder: Path) -> Dataset:
         ]
         names = tuple(words[synset].split(",")[0] for synset in synsets)
         return _dataset(_read(train), _read(validation), names)
+    except PictureError:
+        raise
     except (KeyError, OSError, ValueError) as error:
         raise DataError(
             f"tiny_imagenet: {folder} is not as expected: {error}; unpack the archive again"
@@ -76,8 +78,9 @@ def _from_archive(folder: Path) -> Dataset:
 def _read(files: Sequence[tuple[Path, int]]) -> LabelledImages:
     def pictures() -> Iterator[Image.Image]:
         for path, _ in files:
-            with Image.open(path) as picture:
-                yield picture
+            with reading(str(path)), Image.open(path) as picture:
+                picture.load()
+            yield picture
 
     labels = torch.tensor([label for _, label in files])
     return LabelledImages(stack_pictures(pictures(), _SIDE), labels)
