@@ -117,7 +117,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Measure, and make table and plot; returns the exit status.
 
-    0: done; 1: interrupted; 2: the call was wrong.
+    0: done; 2: the call was wrong; 130: interrupted.
     """
     options = tyro.cli(Options, prog="explain_cost.py", description=__doc__, args=list(arguments))
     try:
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     except (UsageError, ResultsError, TableError, OSError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was measured so far is in the file of results", 1)
+        return _fail("interrupted; what was measured so far is in the file of results", 130)
     print(markdown(found, str(source)))
     return 0
 

@@ -1,4 +1,8 @@
-"""The command `introkernels`; each subcommand is imported only when it is called."""
+"""The command `introkernels`; each subcommand is imported only when it is called.
+
+The module of a subcommand has a function `main`, which returns the exit status, and the table
+`EXIT_STATUS` of the errors that a user is told in one line.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,15 @@ COMMANDS = {
     "study": ("introkernels.train.study.cli", "train"),
     "bench": ("introkernels.bench.cli", "bench"),
 }
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, by the custom of shells: 128 and the signal's number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit status: 0 done, 1 failed, 2 wrong call."""
+    """Run a subcommand and return its exit status.
+
+    0: done; 1: failed; 2: the call was wrong; 130: interrupted, as by Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="introkernels",
         description="Introspective-learning losses for PyTorch.",
@@ -47,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Everything after these is their own: argparse would refuse the options it doesn't know.
     if arguments and arguments[0] in COMMANDS:
-        return _with_extra(arguments[0], arguments[1:])
+        try:
+            return _with_extra(arguments[0], arguments[1:])
+        except KeyboardInterrupt as error:
+            return _fail(arguments[0], error, INTERRUPTED)
     if parser.parse_args(arguments).command == "doctor":
         from introkernels import doctor
 
@@ -71,5 +83,18 @@ def _with_extra(command: str, arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    status: int = cli.main(arguments)
+    expected: dict[type[Exception], int] = cli.EXIT_STATUS
+    try:
+        status: int = cli.main(arguments)
+    except tuple(expected) as error:
+        status = next(status for kind, status in expected.items() if isinstance(error, kind))
+        return _fail(command, error, status)
+    return status
+
+
+def _fail(command: str, error: BaseException, status: int) -> int:
+    """Say in one line what ended a subcommand, with the error's notes; returns the status."""
+    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+    line = "; ".join([reason, *getattr(error, "__notes__", [])])
+    print(f"introkernels {command}: {line}", file=sys.stderr)
     return status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import signal
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +35,22 @@ meanwhile: a busy one makes all figures worse."""
 
 class UsageError(ValueError):
     """A wrong call; the message says what is allowed."""
+
+
+class RefusedError(RuntimeError):
+    """Contenders were refused for a wrong result."""
+
+
+EXIT_STATUS: dict[type[Exception], int] = {
+    UsageError: 2,
+    ResultsError: 2,
+    TableError: 2,
+    TreeError: 2,
+    RefusedError: 1,
+    WorkerError: 1,
+    OSError: 1,
+}
+"""The errors that a user is told in one line, and how the command then ends."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +87,18 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Run `introkernels bench`; returns the exit status.
 
-    0: done; 1: a contender was refused for a wrong result, or the run was interrupted; 2: the call
-    was wrong.
+    0: done; 1: a contender was refused for a wrong result, or measuring failed; 2: the call was
+    wrong; 130: interrupted. `introkernels.cli` tells the errors that this raises.
     """
     console = Console()
     options = tyro.cli(
         Options, prog="introkernels bench", description=DESCRIPTION, args=list(arguments)
     )
-    try:
-        if options.from_ is not None:
-            return _show(options, options.from_, console)
-        if options.against is not None:
-            return _compare(options, options.against, console)
-        return _run(options, console)
-    except (UsageError, ResultsError, TableError, TreeError) as error:
-        return _fail(error, 2)
-    except (OSError, WorkerError) as error:
-        return _fail(error, 1)
+    if options.from_ is not None:
+        return _show(options, options.from_, console)
+    if options.against is not None:
+        return _compare(options, options.against, console)
+    return _run(options, console)
 
 
 def _show(options: Options, sources: Sequence[Path], console: Console) -> int:
@@ -120,6 +131,7 @@ def _run(options: Options, console: Console) -> int:
     out = options.out or Path("benchmarks/results") / name
     stored = records.read(out) if out.exists() else []
     # Better to fail now than after minutes.
+    _need_room(out)
     if options.table is not None:
         _document(options.table, [suite.name])
     plots = _plots(options)
@@ -132,13 +144,14 @@ def _run(options: Options, console: Console) -> int:
                 stored = records.merge(stored, found)
                 records.write(out, stored)
                 refused += sum(record["status"] == "refused" for record in found)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; the cases measured so far are in {out}", 1)
+    except KeyboardInterrupt as error:
+        error.add_note(f"the cases measured so far are in {out}")
+        raise
     console.print(f"Results: {out}", soft_wrap=True)
     _update_table(options, [(out, stored)], console)
     _update_plots(options, [(out, stored)], plots, console)
     if refused:
-        return _fail(f"{refused} refused for a wrong result, see above", 1)
+        raise RefusedError(f"{refused} refused for a wrong result, see above")
     return 0
 
 
@@ -174,8 +187,6 @@ def _compare(options: Options, revision: str, console: Console) -> int:
                     on_progress(case, "comparing", share)
 
                 found += compare(before, after, case.name, settings.budget, on_share)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
     finally:
         if found:
             display.show_comparisons(found, revision, commit, console)
@@ -240,6 +251,16 @@ def _need_device(suite: Suite) -> None:
             f"--suite {suite.name} measures on a GPU, and torch {torch.__version__} sees none "
             f"(its CUDA: {torch.version.cuda}, its ROCm: {torch.version.hip})"
         )
+
+
+def _need_room(out: Path) -> None:
+    """Raise UsageError if a file can't be written where this one is to be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out: {out} can't be written: {error}") from error
 
 
 def _suite(name: str) -> Suite:
@@ -349,8 +370,3 @@ def _update_plots(
         console.print(f"Plot: {options.plot / name}", soft_wrap=True)
     for reason in made.skipped:
         console.print(f"No plot {reason}", soft_wrap=True)
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"introkernels bench: {message}", file=sys.stderr)
-    return status

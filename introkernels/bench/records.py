@@ -143,12 +143,19 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file in one step."""
+    """Replace the content of a file in one step.
+
+    Raises:
+        OSError: it can't be written, and is what it was; the error names it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+    except OSError as error:
+        # A full disk is noticed by a write, which names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +20,8 @@ from introkernels.train.config import ConfigError, TrainConfig
 from introkernels.train.data import DataError
 from introkernels.train.distributed import Processes, started_by_torchrun
 from introkernels.train.engine import DivergedError
-from introkernels.train.experiment import (
-    DirectoryError,
-    epochs_in_all,
-    run_experiment,
-    stored_config,
-)
-from introkernels.train.files import DirectoryBusyError
+from introkernels.train.experiment import epochs_in_all, run_experiment, stored_config
+from introkernels.train.files import DirectoryError
 from introkernels.train.findings import readable
 from introkernels.train.progress import progress_bar
 from introkernels.train.workers import WorkerLostError
@@ -37,6 +32,17 @@ Without options: seven methods, twelve seeds, one hundred handwritten digits to 
 two minutes on two cores. Results do not depend on the number of workers.
 
 `torchrun --nproc-per-node N -m introkernels train ...` trains each run by N processes together."""
+
+EXIT_STATUS: dict[type[Exception], int] = {
+    ConfigError: 2,
+    DataError: 2,
+    DirectoryError: 2,
+    CheckpointError: 1,
+    DivergedError: 1,
+    WorkerLostError: 1,
+    OSError: 1,
+}
+"""The errors that a user is told in one line, and how the command then ends."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,14 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Run `introkernels train`; returns the exit status.
 
-    0: done; 1: training failed or was interrupted; 2: the call was wrong.
+    0: done; 1: training failed; 2: the call was wrong; 130: interrupted. For the last three
+    `introkernels.cli` tells the errors that this raises.
     """
     console = Console()
-    try:
-        options = _parse(arguments, Options())
-        if options.resume and (stored := stored_config(options.out)) is not None:
-            options = _parse(arguments, Options(config=stored))
+    options = _parse(arguments, Options())
+    if options.resume and (stored := stored_config(options.out)) is not None:
+        options = _parse(arguments, Options(config=stored))
+    with resumable():
         with started_by_torchrun(options.config.device) as device:
             config = dataclasses.replace(options.config, device=device)
             summary = _train(dataclasses.replace(options, config=config), console)
@@ -94,18 +101,31 @@ def main(arguments: Sequence[str]) -> int:
                 return 0
         path = report.write(options.experiment(), options.out)
         audited = audit.write(options.experiment(), options.out) if options.explain_audit else None
-    except (ConfigError, DataError, DirectoryError, DirectoryBusyError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, DivergedError, WorkerLostError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command with --resume continues", 1)
     console.print(_table(summary))
     if audited is not None:
         for state in ("untrained", "trained"):
             console.print(_audit_table(audited, state))
     console.print(f"Report: {path}", soft_wrap=True)
     return 0
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Add to an interruption and to errors of the file system how to go on after them."""
+    again = "the same command with --resume continues"
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(again)
+        raise
+    except OSError as error:
+        error.add_note(f"when that is mended, {again}")
+        raise
+
+
+def say_afresh(console: Console, out: Path) -> None:
+    """Tell a user who wants to resume that nothing is there."""
+    console.print(f"{out} holds nothing to resume: starting afresh", soft_wrap=True, markup=False)
 
 
 def _parse(arguments: Sequence[str], default: Options) -> Options:
@@ -121,6 +141,8 @@ def _parse(arguments: Sequence[str], default: Options) -> Options:
 def _train(options: Options, console: Console) -> dict[str, Any]:
     config = options.experiment()
     runs = len(config.methods) * config.seeds
+    if options.resume and Processes().first and stored_config(options.out) is None:
+        say_afresh(console, options.out)
     with progress_bar(console, shown=options.progress and Processes().first) as progress:
         task = progress.add_task(f"{runs} runs, epochs", total=epochs_in_all(config))
         return run_experiment(
@@ -165,8 +187,3 @@ def _audit_table(audited: audit.Audit, state: str) -> Table:
     table.caption = f"Recommended: {comparison.recommended}"
     table.caption_justify = "left"
     return table
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"introkernels train: {message}", file=sys.stderr)
-    return status

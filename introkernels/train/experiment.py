@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,10 +21,6 @@ from introkernels.train.runs import epochs_of, train_run
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
-
-
-class DirectoryError(RuntimeError):
-    """The output directory can't take this experiment: the message says why and what to do."""
 
 
 def run_directory(out: Path, method: str, seed: int) -> Path:
@@ -55,8 +50,10 @@ def run_experiment(
     with the bits of an undisturbed one on the same machine, torch and backend of introkernels.
 
     Raises:
-        DirectoryError: `out` holds runs and `resume` is False, or they are of another experiment.
+        DirectoryError: `out` holds runs and `resume` is False, they are of another experiment, or
+            it can't be written to.
         CheckpointError: a checkpoint is damaged.
+        OSError: a file can't be written; what was written before continues.
         DirectoryBusyError: another process is training in `out`.
         DataError: the data set is too small for the split.
         DivergedError: a loss is not finite.
@@ -65,7 +62,14 @@ def run_experiment(
     first = Processes().first
     with files.only_writer(out) if first else nullcontext():
         if first:
-            _claim(out, config, resume=resume)
+            files.claim(
+                out,
+                CONFIG,
+                config.to_dict(),
+                kind="an experiment",
+                resume=resume,
+                problems=_problems,
+            )
             files.remove_leftovers(out)
         Processes().wait()
         jobs = [(method, seed) for seed in config.seed_list for method in config.methods]
@@ -112,15 +116,15 @@ def stored_config(out: Path) -> TrainConfig | None:
     Raises:
         DirectoryError: what stands there is no experiment that this version can continue.
     """
-    path = out / CONFIG
-    if not path.exists():
+    found = files.stored(out, CONFIG)
+    if found is None:
         return None
     try:
-        return TrainConfig.from_dict(json.loads(path.read_text()))
+        return TrainConfig.from_dict(found)
     except (KeyError, TypeError, ValueError) as error:
-        raise DirectoryError(
-            f"{path} does not describe an experiment of this version ({error}). Choose another "
-            "--out, or delete the directory."
+        raise files.DirectoryError(
+            f"{out / CONFIG} does not describe an experiment of this version ({error}). Choose "
+            "another --out, or delete the directory."
         ) from error
 
 
@@ -143,33 +147,6 @@ def _run(
         tensorboard=tensorboard,
         on_epoch=report,
     )
-
-
-def _claim(out: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Make sure that `out` is of this experiment, and write its configuration."""
-    path = out / CONFIG
-    wanted = config.to_dict()
-    if path.exists():
-        if not resume:
-            raise DirectoryError(
-                f"{out} already holds an experiment. Continue it with --resume, "
-                "choose another --out, or delete the directory."
-            )
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise DirectoryError(f"{path} is not valid JSON ({error}).") from error
-        problems = _problems(found, wanted)
-        if problems:
-            raise DirectoryError(
-                f"{out} holds another experiment: {'; '.join(problems)}. "
-                "Ask for the same settings, or choose another --out."
-            )
-    elif (out / "runs").exists():
-        raise DirectoryError(
-            f"{out} holds runs but no {CONFIG}. Choose another --out, or delete the directory."
-        )
-    files.write_json(path, wanted)
 
 
 def _problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -17,33 +19,54 @@ def write_run(directory: Path, record: dict[str, Any]) -> None:
     files.write_text(directory / "metrics.csv", pd.DataFrame(record["history"]).to_csv(index=False))
 
 
-class TensorBoard:
-    """Writes scalars of a run for TensorBoard; does nothing if that isn't installed or wanted."""
+@contextmanager
+def tensorboard(
+    directory: Path, *, wanted: bool, first_epoch: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A function that logs scalars of an epoch; does nothing if TensorBoard isn't there or wanted.
 
-    def __init__(self, directory: Path, *, wanted: bool, first_epoch: int) -> None:
-        self._writer: Any = None
-        if not wanted:
-            return
+    Raises:
+        OSError: the files can't be written; the error names their directory.
+    """
+    place = directory / "tensorboard"
+    with _errors_of_files_end_threads_quietly():
+        with files.naming(place):
+            writer = _writer(place, first_epoch) if wanted else None
+
+        def log(epoch: int, values: dict[str, float]) -> None:
+            if writer is not None:
+                with files.naming(place):
+                    for name, value in values.items():
+                        writer.add_scalar(name.replace("_", "/", 1), value, epoch)
+
         try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        # Epochs after the checkpoint that a killed process has logged are trained again.
-        self._writer = SummaryWriter(directory / "tensorboard", purge_step=first_epoch)
+            yield log
+        finally:
+            if writer is not None:
+                with files.naming(place):
+                    writer.close()
 
-    def __enter__(self) -> TensorBoard:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+def _writer(place: Path, first_epoch: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    # Epochs after the checkpoint that a killed process has logged are trained again.
+    return SummaryWriter(place, purge_step=first_epoch)
 
-    def log(self, epoch: int, values: dict[str, float]) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name.replace("_", "/", 1), value, epoch)
+
+@contextmanager
+def _errors_of_files_end_threads_quietly() -> Iterator[None]:
+    """TensorBoard's thread prints the traceback of an error that its next caller gets anyway."""
+    usual = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            usual(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual

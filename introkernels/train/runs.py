@@ -64,14 +64,14 @@ def train_run(
         def record() -> dict[str, Any]:
             return run.record() | {"teacher_seconds": teacher_seconds}
 
-        with records.TensorBoard(
+        with records.tensorboard(
             directory,
             wanted=tensorboard and not run.finished and processes.first,
             first_epoch=run.epoch + 1,
-        ) as board:
+        ) as log:
             while not run.finished:
                 run.train_epoch()
-                board.log(run.epoch, run.history[-1])
+                log(run.epoch, run.history[-1])
                 due = run.finished or run.epoch % checkpoint_every == 0
                 if due and processes.first:
                     checkpoint.save(path, run.state())

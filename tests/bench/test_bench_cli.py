@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -121,6 +122,7 @@ def test_results_are_named_for_suite_and_machine(
         (["--table", "empty.md"], "empty.md: needs these two lines once"),
         (["--out", "broken.jsonl"], "broken.jsonl, line 1: not a result"),
         (["--from", "empty.md"], "empty.md holds no results"),
+        (["--out", "empty.md/x.jsonl"], "--out: empty.md/x.jsonl can't be written: [Errno 17]"),
     ],
 )
 def test_wrong_calls_are_explained_before_anything_runs(
@@ -162,9 +164,21 @@ def test_an_interruption_keeps_what_was_measured(
 
     monkeypatch.setattr(bench_cli, "run_suite", interrupted)
     out = tmp_path / "results.jsonl"
-    assert bench(*QUICK, "--out", out) == 1
+    assert bench(*QUICK, "--out", out) == 130
     assert f"interrupted; the cases measured so far are in {out}" in capsys.readouterr().err
     assert len(tables.cases(records.read(out))) == 1
+
+
+def test_a_full_disk_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    out = tmp_path / "results.jsonl"
+    assert bench("--only", "distillation/*", *QUICK, "--out", out) == 1
+    assert f"No space left on device: '{out}'" in capsys.readouterr().err
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:

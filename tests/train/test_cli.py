@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import os
 import subprocess
@@ -7,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from outcome import assert_same_outcome
 
 from introkernels import cli
 from introkernels.train import cli as train_cli
+from introkernels.train.study import cli as study_cli
 
 QUICK = "train --methods standard label_smoothing --seeds 1 --epochs 2 --train-size 30".split()
 QUICK += "--validation-size 30 --test-size 40 --workers 1 --no-tensorboard --no-progress".split()
+STUDY = ["study", "--preset", "quick", "--no-progress"]
 
 
 def run(*arguments, **environment):
@@ -38,6 +43,7 @@ def test_trains_and_reports_then_refuses_then_resumes(tmp_path, capsys):
     assert cli.main([*QUICK, "--out", out, "--resume", "--learning-rate", "0.5"]) == 2
     assert "learning_rate: 0.01 there, 0.5 asked for" in capsys.readouterr().err
     assert cli.main([*QUICK, "--out", out, "--resume"]) == 0
+    assert "afresh" not in capsys.readouterr().out
 
     (Path(out) / "runs/standard/seed0/checkpoint.pt").write_bytes(b"broken")
     assert cli.main([*QUICK, "--out", out, "--resume"]) == 1
@@ -116,13 +122,106 @@ def test_wrong_calls_end_with_2_and_say_why(arguments, message, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_interruption_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Training and studies are interrupted as soon as they begin."""
+
     def interrupt(*_arguments, **_keywords):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_cli, "run_experiment", interrupt)
-    assert cli.main(["train", "--out", str(tmp_path)]) == 1
-    assert "--resume continues" in capsys.readouterr().err
+    monkeypatch.setattr(study_cli, "run_study", interrupt)
+
+
+@pytest.mark.parametrize("command", [QUICK, STUDY])
+@pytest.mark.usefixtures("interrupted")
+def test_interruption_says_how_to_go_on(command, tmp_path, capsys):
+    assert cli.main([*command, "--out", str(tmp_path)]) == 130
+    told = f"introkernels {command[0]}: interrupted; the same command with --resume continues\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("command", [QUICK, STUDY])
+@pytest.mark.usefixtures("interrupted")
+def test_resuming_nothing_says_that_it_starts_afresh(command, tmp_path, capsys):
+    for out in (tmp_path, tmp_path / "new"):
+        cli.main([*command, "--out", str(out), "--resume"])
+        afresh = f"{out} holds nothing to resume: starting afresh\n"
+        assert capsys.readouterr().out == afresh
+        cli.main([*command, "--out", str(out)])
+        assert capsys.readouterr().out == ""
+
+
+def test_interruption_while_a_command_is_imported_is_told_too(capsys, monkeypatch):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupt)
+    assert cli.main(["study"]) == 130
+    assert capsys.readouterr().err == "introkernels study: interrupted\n"
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
+    fsync, writes = os.fsync, 0
+
+    def fill_up(descriptor):
+        nonlocal writes
+        writes += 1
+        if writes > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    command = [*QUICK, "--checkpoint-every", "1", "--out"]
+    out = tmp_path / "full"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fill_up)
+        assert cli.main([*command, str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"No space left on device: '{out}/runs/" in error
+    assert "the same command with --resume continues" in error
+    assert list(out.rglob("checkpoint.pt"))
+    assert not list(out.rglob("*.tmp"))
+    assert cli.main([*command, str(out), "--resume"]) == 0
+    assert cli.main([*command, str(tmp_path / "whole")]) == 0
+    assert_same_outcome(out, tmp_path / "whole")
+
+
+def test_a_full_disk_is_told_by_tensorboard_without_a_traceback(tmp_path, capsys, monkeypatch):
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    def fail(_writer):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "flush", fail)
+    command = [argument for argument in QUICK if argument != "--no-tensorboard"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"No space left on device: '{tmp_path}/out/runs/standard/seed0/tensorboard'" in error
+
+
+@pytest.mark.parametrize("command", [QUICK, STUDY])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_an_unusable_out_is_a_wrong_call(command, below, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / below
+    assert cli.main([*command, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{out} can't be written to" in error
+    assert "Choose another --out" in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("command", "file"), [(QUICK, "config.json"), (STUDY, "plan.json")])
+def test_an_unreadable_description_is_named(command, file, tmp_path, capsys):
+    for content in ("{", "[]"):
+        (tmp_path / file).write_text(content)
+        assert cli.main([*command, "--out", str(tmp_path), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{file} can't be read" in error
 
 
 def test_help_lists_every_option_with_its_default():

@@ -15,7 +15,8 @@ from outcome import assert_same_outcome, without_times
 from introkernels.train import checkpoint, files
 from introkernels.train.config import ConfigError, TrainConfig
 from introkernels.train.engine import DivergedError, Run
-from introkernels.train.experiment import DirectoryError, run_directory, run_experiment
+from introkernels.train.experiment import run_directory, run_experiment
+from introkernels.train.files import DirectoryError
 from introkernels.train.methods.label_smoothing import LabelSmoothing
 from introkernels.train.runs import load_model
 

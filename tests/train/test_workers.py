@@ -69,7 +69,7 @@ def test_interrupting_the_command_ends_it_at_once_with_advice(tmp_path):
         # Workers that did not end would keep all cores busy.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert messages == (
         "introkernels train: interrupted; the same command with --resume continues\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +9,19 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from introkernels.train.checkpoint import CheckpointError
-from introkernels.train.config import ConfigError
-from introkernels.train.data import DataError
-from introkernels.train.experiment import DirectoryError
-from introkernels.train.files import DirectoryBusyError
+from introkernels.train import cli, files
 from introkernels.train.progress import progress_bar
 from introkernels.train.study import report
 from introkernels.train.study.plan import Plan, PlanError, load, load_preset, presets
-from introkernels.train.study.runner import run_study
-from introkernels.train.workers import WorkerLostError
+from introkernels.train.study.runner import PLAN, run_study
 
 DESCRIPTION = f"""Compare training methods on fresh seeds, each tuned with as many trials.
 
 Settings are chosen on validation images alone; test images only tell how good the choice was. The
 report gives every difference with its 95 % interval, and says in words what is supported and what
 is not. Presets: {", ".join(presets())}."""
+
+EXIT_STATUS = cli.EXIT_STATUS | {PlanError: 2}
 
 
 @dataclass(frozen=True)
@@ -81,26 +77,23 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Run `introkernels study`; returns the exit status.
 
-    0: done; 1: a study failed or was interrupted; 2: the call was wrong.
+    0: done; 1: a study failed; 2: the call was wrong; 130: interrupted. For the last three
+    `introkernels.cli` tells the errors that this raises.
     """
     console = Console()
-    try:
-        options = tyro.cli(
-            Options,
-            prog="introkernels study",
-            description=DESCRIPTION,
-            args=list(arguments),
-        )
-        plan = options.chosen_plan()
-        out = options.out or Path("runs") / f"study-{plan.name}"
+    options = tyro.cli(
+        Options,
+        prog="introkernels study",
+        description=DESCRIPTION,
+        args=list(arguments),
+    )
+    plan = options.chosen_plan()
+    out = options.out or Path("runs") / f"study-{plan.name}"
+    if options.resume and files.stored(out, PLAN) is None:
+        cli.say_afresh(console, out)
+    with cli.resumable():
         study = _run(plan, out, options, console)
         written = report.write(study, out)
-    except (ConfigError, DataError, DirectoryError, DirectoryBusyError, PlanError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, WorkerLostError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command with --resume continues", 1)
     console.print(report.verdicts(study))
     console.print(f"Report: {written['html']}", soft_wrap=True)
     return 0
@@ -124,8 +117,3 @@ def _run(plan: Plan, out: Path, options: Options, console: Console) -> dict[str,
             on_start=start,
             on_epoch=lambda epochs: progress.advance(tasks[-1], epochs),
         )
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"introkernels study: {message}", file=sys.stderr)
-    return status

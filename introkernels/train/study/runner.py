@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from introkernels.train import files, workers
 from introkernels.train.config import TrainConfig, differences
 from introkernels.train.engine import DivergedError, dataset_of, split_for
-from introkernels.train.experiment import DirectoryError, environment
+from introkernels.train.experiment import environment
 from introkernels.train.methods import METHODS
 from introkernels.train.runs import CHECKPOINT, epochs_of, fingerprint, train_run
 from introkernels.train.study.plan import GROUPS, Plan
@@ -73,7 +72,8 @@ def run_study(
         each fresh seed.
 
     Raises:
-        DirectoryError: `out` holds a study and `resume` is False, or another study.
+        DirectoryError: `out` holds a study and `resume` is False, another study, or can't be
+            written to.
         DirectoryBusyError: another process is at work in `out`.
         DataError: the data set is missing or too small.
     """
@@ -95,7 +95,7 @@ def run_study(
     first = config(0, next(iter(plan.methods)), plan.settings(next(iter(plan.methods)))[0], fresh)
     dataset = dataset_of(first)
     with files.only_writer(out):
-        _claim(out, plan, resume=resume)
+        files.claim(out, PLAN, plan.to_dict(), kind="a study", resume=resume, problems=differences)
         files.remove_leftovers(out)
         carry_out = partial(
             _carry_out, out=out, worker_count=worker_count, device=device, on_epoch=on_epoch
@@ -214,7 +214,9 @@ def _run(out: Path, numbered: tuple[int, Job], report: Callable[[int], None]) ->
     finished, failure = directory / "metrics.json", directory / "failure.json"
     for file in (finished, failure):
         if file.exists():
-            record: Record = json.loads(file.read_text())
+            record: Record = files.read_json(
+                file, remedy="Delete it and resume: this run is then trained again."
+            )
             if record["finished"] or "failure" in record:
                 report(job.epochs)
                 return number, record
@@ -263,25 +265,3 @@ def _told(record: Record) -> Record:
     last = record["history"][-1]
     validation = {name: last[f"validation_{name}"] for name in record["test"]}
     return {name: record[name] for name in names} | {"validation": validation}
-
-
-def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
-    """Make sure that `out` is of this study, and write its plan."""
-    path = out / PLAN
-    if path.exists():
-        if not resume:
-            raise DirectoryError(
-                f"{out} already holds a study. Continue it with --resume, choose another --out, or "
-                "delete the directory."
-            )
-        problems = differences(json.loads(path.read_text()), plan.to_dict())
-        if problems:
-            raise DirectoryError(
-                f"{out} holds another study: {'; '.join(problems)}. Ask for the same plan, or "
-                "choose another --out."
-            )
-    elif (out / "runs").exists():
-        raise DirectoryError(
-            f"{out} holds runs but no {PLAN}. Choose another --out, or delete the directory."
-        )
-    files.write_json(path, plan.to_dict())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from introkernels.train.experiment import DirectoryError
+from introkernels.train.files import DirectoryError
 from introkernels.train.runs import train_run
 from introkernels.train.study.plan import Plan, parse
 from introkernels.train.study.runner import FIRST_TUNING_SEED, run_study
@@ -116,6 +116,10 @@ def test_a_finished_study_trains_nothing_again(plan: Plan, tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in files} == files
     # Nobody asks for the weights of thousands of runs.
     assert not list(tmp_path.glob("runs/*/*/checkpoint.pt"))
+    damaged = min(files)
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(DirectoryError, match=r"metrics.json can't be read .*Delete it and resume"):
+        run_study(small, tmp_path, command="", resume=True, worker_count=1)
 
 
 def test_a_diverged_run_is_told_and_not_chosen(tmp_path: Path) -> None:
