@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
@@ -55,8 +56,12 @@ def run_all(
     # Only this process holds the writing end: however it ends, workers read the end of the pipe.
     alive, lifeline = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (queue, alive))
+    others = multiprocessing.active_children()
+    started: list[BaseProcess] = []
     try:
-        pending = {executor.submit(_call, work, job) for job in jobs}
+        with _interrupts_are_blocked():
+            pending = {executor.submit(_call, work, job) for job in jobs}
+            started += [child for child in multiprocessing.active_children() if child not in others]
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             while not queue.empty():
@@ -70,14 +75,31 @@ def run_all(
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+        # One that has not come as far as to watch the pipe would be waited for at the end.
+        for worker in started:
+            worker.kill()
         with closing(alive), closing(lifeline):
             pass
+
+
+@contextmanager
+def _interrupts_are_blocked() -> Iterator[None]:
+    """Put off Ctrl-C in this process; those started meanwhile never see it, not even at first."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(queue: Any, alive: Connection) -> None:
     global _progress
     _progress = queue
-    # Ctrl-C reaches every process of the terminal; the parent decides what it means.
+    # Ctrl-C reaches every process of the terminal; the parent decides what it means. Where signals
+    # can be blocked, it has started this process with this one blocked.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 
