@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run `introkernels bench`; returns the exit status.
 
     0: done; 1: a contender was refused for a wrong result, or measuring failed; 2: the call was
-    wrong; 130: interrupted. `introkernels.cli` tells the errors that this raises.
+    wrong; 130: interrupted. What isn't 0 is an error that this raises and `introkernels.cli` tells.
     """
     console = Console()
     options = tyro.cli(
@@ -129,9 +129,9 @@ def _run(options: Options, console: Console) -> int:
     machine = environment.machine(suite.device)
     name = f"{suite.name}-{environment.slug(machine)}.jsonl"
     out = options.out or Path("benchmarks/results") / name
-    stored = records.read(out) if out.exists() else []
     # Better to fail now than after minutes.
     _need_room(out)
+    stored = records.read(out) if out.exists() else []
     if options.table is not None:
         _document(options.table, [suite.name])
     plots = _plots(options)
@@ -255,6 +255,8 @@ def _need_device(suite: Suite) -> None:
 
 def _need_room(out: Path) -> None:
     """Raise UsageError if a file can't be written where this one is to be."""
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out: {out} is no file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):

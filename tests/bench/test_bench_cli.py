@@ -122,6 +122,7 @@ def test_results_are_named_for_suite_and_machine(
         (["--table", "empty.md"], "empty.md: needs these two lines once"),
         (["--out", "broken.jsonl"], "broken.jsonl, line 1: not a result"),
         (["--from", "empty.md"], "empty.md holds no results"),
+        (["--out", os.curdir], "--out: . is no file"),
         (["--out", "empty.md/x.jsonl"], "--out: empty.md/x.jsonl can't be written: [Errno 17]"),
     ],
 )

@@ -77,8 +77,8 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Run `introkernels study`; returns the exit status.
 
-    0: done; 1: a study failed; 2: the call was wrong; 130: interrupted. For the last three
-    `introkernels.cli` tells the errors that this raises.
+    0: done; 1: a study failed; 2: the call was wrong; 130: interrupted. What isn't 0 is an error
+    that this raises and `introkernels.cli` tells.
     """
     console = Console()
     options = tyro.cli(
