@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionMeta
 
 from introkernels.types import LossParts
 
@@ -34,42 +34,21 @@ class LossFunction(torch.autograd.Function):
 
     Attributes:
         differentiable: positions of the arguments of ``forward`` that have a gradient.
-        eager: the same loss for calls that no transform or compiler looks into.
     """
 
     generate_vmap_rule = True
     differentiable: tuple[int, ...]
-    eager: type[torch.autograd.Function]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.eager = _eager_twin(cls)
 
 
-def _eager_twin(function: type[LossFunction]) -> type[torch.autograd.Function]:
-    """``function`` in the older form of a Function, which takes half the time to apply.
+def _apply(function: type[LossFunction], inputs: tuple[Any, ...]) -> Any:
+    """``function.apply(*inputs)``, outside of transforms and compilers, in a third of the time.
 
-    ``setup_context``, which ``torch.func`` needs, makes ``Function.apply`` inspect the signature of
-    ``forward`` in every call, and makes an output of all that is saved. The twin saves within its
-    ``forward`` and returns the loss alone; it appends all outputs to a list, its last argument.
-    That ``setup_context`` calls some of them constants is then without effect.
+    In every call ``Function.apply`` binds its arguments to the signature of ``forward``, as some
+    may come by keyword. Ours never do; what else it does is done here. ``benchmarks/apply.py``
+    measures both.
     """
-
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs = arguments[:-1]
-        outputs = function.forward(*inputs)
-        function.setup_context(ctx, inputs, outputs)
-        arguments[-1].extend(outputs)
-        loss: Tensor = outputs[0]
-        return loss
-
-    def backward(ctx: Any, grad_loss: Tensor | None) -> Any:
-        return (*function.backward(ctx, grad_loss), None)
-
-    # Made by hand for the sake of its name, which profilers and graphs show.
-    namespace = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    twin = FunctionMeta(function.__name__, (torch.autograd.Function,), namespace)
-    return cast("type[torch.autograd.Function]", twin)
+    inputs = unwrap_dead_wrappers(inputs)
+    return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
 
 
 class DistillationFunction(LossFunction):
@@ -311,9 +290,8 @@ def _once(operator: Callable[..., Any], *args: Any) -> Any:
 
     ``torch.autograd.function.once_differentiable`` would not do: it lets a second differentiation
     pass in silence where the incoming gradient is a constant, as it is under ``loss.backward()``.
-    Compiled graphs refuse double backward on their own.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         return _OnceDifferentiable.apply(operator, *args)
     return operator(*args)
 
@@ -345,8 +323,8 @@ def constant(tensor: Tensor | None) -> Tensor | None:
 def loss_parts(function: type[LossFunction], *inputs: Any) -> LossParts:
     """The loss and its terms, with a graph where one is asked for.
 
-    A plain call goes straight to the operator if nothing of it is differentiated, else to the eager
-    twin of ``function``: what takes time in a small loss is not its kernel.
+    A plain call goes straight to the operator if nothing of it is differentiated, else through
+    `_apply`: what takes time in a small loss is not its kernel.
 
     Raises:
         RuntimeError: inside ``torch.compile`` of a ``torch.func`` transform. Dynamo would
@@ -364,9 +342,7 @@ def loss_parts(function: type[LossFunction], *inputs: Any) -> LossParts:
     if compiling or transformed:
         loss, ce, kl, *_ = function.apply(*inputs)
     elif _needs_graph(function, inputs):
-        outputs: list[Tensor] = []
-        loss = function.eager.apply(*inputs, outputs)
-        ce, kl = outputs[1:3]
+        loss, ce, kl, *_ = _apply(function, inputs)
     else:
         loss, ce, kl, *_ = function.forward(*inputs)
     return LossParts(loss, ce, kl)

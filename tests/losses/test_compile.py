@@ -204,6 +204,44 @@ def test_double_backward_of_compiled_loss_raises(backend: str) -> None:
         (gradient.square().sum() + logits.sum()).backward()
 
 
+# Dynamo looks at the ``grad`` of what it is given, and hides the warning from all but this filter.
+@pytest.mark.filterwarnings("error", "ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", BUILDERS)
+def test_backward_of_a_plain_call_in_compiled_code(
+    backend: str, function: str, reduction: str
+) -> None:
+    case = BUILDERS[function](6, 5, reduction=reduction)
+    leaves = {name: case[name].detach().requires_grad_() for name in case.differentiable}
+    loss = getattr(ik, function)(*case.with_tensors(**leaves).arguments(), **case.keywords)
+    grad_loss = torch.randn_like(loss)
+
+    @torch.compile(backend="aot_eager")
+    def backward(loss: Tensor, grad_loss: Tensor) -> None:
+        loss.backward(grad_loss)
+
+    backward(loss, grad_loss)
+    for name, grad in evaluate(case, ik, grad_loss).grads.items():
+        assert torch.equal(leaves[name].grad, grad), name
+
+
+@pytest.mark.parametrize("function", BUILDERS)
+def test_double_backward_of_a_plain_call_in_compiled_code_raises(
+    backend: str, function: str
+) -> None:
+    case = BUILDERS[function](6, 5)
+    leaf = case[case.differentiable[0]].requires_grad_()
+    loss = getattr(ik, function)(*case.arguments(), **case.keywords)
+
+    @torch.compile(backend="aot_eager")
+    def backward(loss: Tensor, leaf: Tensor) -> None:
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (gradient.square().sum() + leaf.sum()).backward()
+
+    with pytest.raises(RuntimeError, match=r"differentiated once.*introkernels\.reference"):
+        backward(loss, leaf)
+
+
 @pytest.mark.parametrize("function", BUILDERS)
 def test_grad_inside_compiled_code_is_right_or_refused(backend: str, function: str) -> None:
     """Dynamo skips the backward of an autograd.Function here: zeros must not come of it."""
