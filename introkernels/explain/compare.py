@@ -111,7 +111,8 @@ def compare_methods(
 ) -> MethodComparison:
     """Try each method on a batch, next to the exact one.
 
-    The model is left as it was: buffers, training flags, gradients and random numbers.
+    The model's buffers, training flags and gradients and PyTorch's random numbers are left as they
+    were; see `class_explanation_stats` for what is not.
 
     Args:
         model: as `class_explanation_stats` takes it.

@@ -7,74 +7,15 @@ distributed wrapper's bookkeeping; here is what keeps all of that from happening
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, cached_property
 from itertools import chain
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-
-def depends_on_mode(model: nn.Module) -> bool:
-    """Whether a pass in eval mode may differ from one in the state that the model is in.
-
-    False only where no code of any module in training mode reads a flag ``training``: then the
-    training forward is itself the one to explain.
-    """
-    return any(module.training and _reads_mode(module) for module in model.modules())
-
-
-def _reads_mode(module: nn.Module) -> bool:
-    # A forward that was put on the module itself, or is no Python, can't be looked into.
-    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
-        return True
-    # Spectral normalization of the old kind, among others, is a hook that reads the flag.
-    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
-    return any(map(_hook_reads_mode, hooks)) or _class_reads_mode(
-        type(module)  # type: ignore[arg-type]  # classes are hashable
-    )
-
-
-def _hook_reads_mode(hook: object) -> bool:
-    code = _code(hook) or _code(type(hook).__call__)
-    return code is None or _names_mode(code)
-
-
-@cache
-def _class_reads_mode(kind: type[nn.Module]) -> bool:
-    members = (
-        member
-        for base in kind.__mro__
-        if base is not nn.Module and base is not object
-        for member in vars(base).values()
-    )
-    return any(_names_mode(_code(member)) for member in members)
-
-
-def _code(member: object) -> CodeType | None:
-    """The code of a method or property, below its decorators."""
-    if isinstance(member, property):
-        member = member.fget
-    elif isinstance(member, (staticmethod, classmethod)):
-        member = member.__func__
-    elif isinstance(member, cached_property):
-        member = member.func
-    code = getattr(inspect.unwrap(member) if callable(member) else None, "__code__", None)
-    return code if isinstance(code, CodeType) else None
-
-
-def _names_mode(code: CodeType | None) -> bool:
-    """Whether a function, or one defined within it, has the name ``training`` in its code."""
-    return code is not None and (
-        "training" in (*code.co_names, *code.co_consts)
-        or any(_names_mode(inner) for inner in code.co_consts if isinstance(inner, CodeType))
-    )
 
 
 def row_mixer(model: nn.Module, mode: str) -> str | None:
@@ -136,9 +77,10 @@ def uncompiled() -> Iterator[None]:
 def evaluation_mode(model: nn.Module, inputs: Iterable[object]) -> Iterator[None]:
     """Put every module into eval mode, and everything back on the way out, also after an error.
 
-    Restored are each module's attributes with its own training flag, its buffers (the pass works
-    on copies, the originals are never written), the random number generators of the CPU and of
-    the CUDA devices in use, and autocast's weight cache. Inference mode is off inside.
+    Restored are what each module's attributes refer to (not what is in a list or a dict among
+    them), its own training flag, its buffers (the pass works on copies, the originals are never
+    written), PyTorch's random number generators of the CPU and of the CUDA devices in use, and
+    autocast's weight cache. Inference mode is off inside.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(cuda_devices(model, inputs)))

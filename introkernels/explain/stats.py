@@ -89,15 +89,15 @@ def class_explanation_stats(
             logits, from 1 to C - 1. The default explains all C classes.
         center: explain ``z_c - mean_k z_k``, the mean over the classes explained.
         mode: the state of the model that is explained. ``"eval"``: running statistics in
-            BatchNorm, no dropout, so that each row's explanation is its own. Where a module in
-            training mode has code that reads the flag ``training``, as those of BatchNorm and
-            dropout do, this takes a forward pass of its own, before the one that gives the logits;
-            it leaves training flags, buffers, module attributes, random number generators and
-            ``.grad`` as they were. ``"train"``: the training forward pass itself, with its one
-            dropout mask. Where BatchNorm couples the rows of a batch, a gradient is then that of
-            the logits summed over the batch's rows, and depends on the other rows (with ``top_k``,
-            of each row's own k-th class); only ``"exact"`` and ``"head"`` can do that. ``"auto"``:
-            ``"train"`` for ``"head"``, whose features are the training's own, else ``"eval"``.
+            BatchNorm, no dropout, so that each row's explanation is its own. If any module is in
+            training mode, this takes a forward pass of its own, before the one that gives the
+            logits. ``"train"``: the training forward pass itself, with its one dropout mask. A
+            model without dropout and BatchNorm has the same explanations in both, and
+            ``mode="train"`` saves it a forward pass. Where BatchNorm couples the rows of a batch, a
+            gradient is then that of the logits summed over the batch's rows, and depends on the
+            other rows (with ``top_k``, of each row's own k-th class); only ``"exact"`` and
+            ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are the
+            training's own, else ``"eval"``.
         jvp: how Jacobian-vector products are made. ``"forward"``: dual numbers, about two forward
             passes each. ``"double_backward"``: exact too, for models without forward-mode
             derivatives. ``"finite_difference"``: two forward passes each, good to two or three
@@ -114,9 +114,14 @@ def class_explanation_stats(
         ``class_index [B, top_k + 1]``, the target first. They are float64 where the model computes
         in float64, else float32. Inputs that the logits don't depend on have zero explanations.
 
-    Compiled models run uncompiled wherever they are explained. Hooks that the caller placed on the
-    model run in each explanation pass too. Fused attention has no Jacobian-vector products: those
-    passes run it as plain matrix products.
+    Passes beside the training forward leave the modules' training flags and buffers, the objects
+    that their attributes refer to, PyTorch's random number generators and ``.grad`` as they were.
+    Whatever else a forward pass does is done once more in each: a list that a module appends to
+    grows, and Python's ``random`` and NumPy's generators move on. Hooks that the caller placed on
+    the model run in each pass too. Fused attention has no Jacobian-vector products: those passes
+    run it as plain matrix products.
+
+    A compiled model runs uncompiled wherever it is explained.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -161,7 +166,7 @@ def class_explanation_stats(
             "statistics of the batch: use mode='eval' and running statistics, or method='exact'"
         )
     rows = first.shape[0]
-    if mode == "train" or not policy.depends_on_mode(model):
+    if mode == "train" or not any(module.training for module in model.modules()):
         if method == "head":
             with policy.uncompiled():
                 return head(model, arguments, rows, request)

@@ -100,10 +100,7 @@ def test_autocast_reaches_the_explanation_and_not_the_training(method: Any, trai
 
 
 class InFloat32(nn.Module):
-    """Leaves autocast for its one layer, and remembers whether weights cast here would stay.
-
-    Its explanation in eval mode takes a pass of its own, as it reads the flag.
-    """
+    """Leaves autocast for its one layer, and remembers whether weights cast here would stay."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -47,23 +47,6 @@ def test_passes_after_the_training_forward_have_the_buffers_it_started_from() ->
         assert model.state_dict()[name].equal(value), name
 
 
-class Scale:
-    """A hook that reads the flag of the module which it is on."""
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0] * (2 if module.training else 1),)
-
-
-def test_a_hook_that_reads_the_training_flag_is_seen() -> None:
-    inputs, target = rows_of(8)
-    model = nn.Linear(8, CLASSES).double()
-    _, expected = class_explanation_stats(model, inputs, target)
-    model.register_forward_pre_hook(Scale())
-    logits, stats = class_explanation_stats(model, inputs, target)
-    assert logits.equal(model(inputs))
-    assert_close(stats, expected, 1e-14)
-
-
 class Shifting(nn.Module):
     """Adds 1 to its input in place, and twice that to its second one."""
 
