@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from introkernels import checks
 from introkernels.bank import SimilarityBank
+from introkernels.explain import policy
 from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.jvp import JVPS, Jvp
 from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
@@ -29,6 +30,10 @@ class IntrospectiveObjective(nn.Module):
     The model is not part of this module: ``parameters()``, ``to``, ``train`` and the like don't
     reach it. ``state_dict`` holds the number of steps, the similarity bank and the state of the
     random numbers, so that training goes on from it as if it had not stopped.
+
+    ``IntrospectiveObjective(torch.compile(model))`` has a compiled training forward. The objective
+    itself can't be compiled: in a compiled function it breaks the graph and runs outside of it, and
+    with ``fullgraph=True`` it is an error.
 
     A step is a call where gradient mode is on. Other calls (validation) give the loss of the
     current step, with explanations of their own unless there is a filled bank, and change nothing.
@@ -155,6 +160,7 @@ class IntrospectiveObjective(nn.Module):
         """Similarities ``[C, C]``, row = true class; None without a bank, or if it is empty."""
         return None if self._bank is None else self._bank.matrix
 
+    @policy.untraced
     def forward(self, inputs: Tensor | tuple[Any, ...], target: Tensor) -> Tensor | LossParts:
         """The loss of a batch.
 

@@ -100,6 +100,7 @@ class MethodComparison:
         )
 
 
+@policy.untraced
 def compare_methods(
     model: nn.Module,
     inputs: Tensor | tuple[Any, ...],
@@ -112,7 +113,7 @@ def compare_methods(
     """Try each method on a batch, next to the exact one.
 
     The model's buffers, training flags and gradients and PyTorch's random numbers are left as they
-    were; see `class_explanation_stats` for what is not.
+    were; see `class_explanation_stats` for what is not, and for ``torch.compile``.
 
     Args:
         model: as `class_explanation_stats` takes it.

@@ -8,14 +8,18 @@ distributed wrapper's bookkeeping; here is what keeps all of that from happening
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from itertools import chain
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 def row_mixer(model: nn.Module, mode: str) -> str | None:
@@ -56,6 +60,34 @@ def reject_lazy(model: nn.Module) -> None:
                     f"model must be initialized, got the lazy {kind} {name!r}: "
                     "run one forward pass before explaining the model"
                 )
+
+
+NOT_TRACED = (
+    "Explaining a model differentiates it by its inputs under hooks and on copies of its buffers, "
+    "which torch.compile can't trace: leave fullgraph=True out, or compile the model alone."
+)
+
+
+def untraced(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """``torch.compiler.disable(function)``, made only where something may be compiled.
+
+    Making it imports dynamo, which takes a second.
+    """
+    disabled: Callable[_Parameters, _Result] | None = None
+
+    @wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        nonlocal disabled
+        if torch.compiler.is_compiling():
+            # The graph ends before this call; where it has to be whole, this is the error.
+            torch._dynamo.skip_frame(msg=NOT_TRACED)
+        if disabled is None:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled = torch.compiler.disable(function, reason=NOT_TRACED)
+        return disabled(*args, **kwargs)
+
+    return call
 
 
 @contextmanager

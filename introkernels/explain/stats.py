@@ -34,6 +34,7 @@ _Estimate = Callable[[Network, Trace, ExplainedClasses, Request], ExplanationSta
 _ESTIMATES: dict[str, _Estimate] = {"exact": exact, "projection": projection, "sketch": sketch}
 
 
+@policy.untraced
 def class_explanation_stats(
     model: nn.Module,
     inputs: Tensor | tuple[Any, ...],
@@ -121,7 +122,9 @@ def class_explanation_stats(
     the model run in each pass too. Fused attention has no Jacobian-vector products: those passes
     run it as plain matrix products.
 
-    A compiled model runs uncompiled wherever it is explained.
+    A compiled model runs uncompiled wherever it is explained. In a function that ``torch.compile``
+    compiles, this one breaks the graph and runs outside of it, the training forward included: what
+    there is to compile is the model. ``fullgraph=True`` is an error.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
