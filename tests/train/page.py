@@ -42,4 +42,4 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if self._cell:
-            self.tables[-1][-1][-1] += data
+            self.tables[-1][-1][-1] += data.replace("\xa0", " ")
