@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
             summary = _train(dataclasses.replace(options, config=config), console)
             if not Processes().first:
                 return 0
-        path = report.write(options.experiment(), options.out)
+        path = _report(options, console)
         audited = audit.write(options.experiment(), options.out) if options.explain_audit else None
     console.print(_table(summary))
     if audited is not None:
@@ -153,6 +153,16 @@ def _train(options: Options, console: Console) -> dict[str, Any]:
             checkpoint_every=options.checkpoint_every,
             tensorboard=options.tensorboard,
             on_epoch=lambda epochs: progress.advance(task, epochs),
+        )
+
+
+def _report(options: Options, console: Console) -> Path:
+    with progress_bar(console, shown=options.progress) as progress:
+        task = progress.add_task("report, explanations", total=None)
+        return report.write(
+            options.experiment(),
+            options.out,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
 
 

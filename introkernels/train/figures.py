@@ -16,6 +16,8 @@ from introkernels.plotting import COLOURS
 from introkernels.train.explanations import Explained
 from introkernels.train.findings import number, readable
 
+_MOST_NUMBERED = 12
+"""Classes up to which a heatmap has room for its numbers."""
 FOR_AND_AGAINST = colormaps["RdBu_r"].with_extremes(bad="#e6e8ec")
 
 
@@ -97,19 +99,24 @@ def paired_differences(summary: dict[str, Any], reference: str) -> Figure:
 
 
 def class_similarity(matrices: dict[str, Tensor], class_names: Sequence[str]) -> Figure:
-    """Heatmaps of mean explanation similarity, one for each method, on one scale."""
+    """Heatmaps of mean explanation similarity, one for each method, on one scale.
+
+    Args:
+        matrices: ``[K, K]`` for each method; NaN where there is nothing to show.
+        class_names: those of the K classes.
+    """
     count = len(class_names)
     others = ~np.eye(count, dtype=bool)
-    limit = max(float(np.abs(m.numpy()[others]).max()) for m in matrices.values())
+    limit = max(float(np.nanmax(np.abs(m.numpy()[others]))) for m in matrices.values())
     figure = Figure(figsize=(5.0 * len(matrices) + 0.6, 5.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(matrices)))
     for axis, (method, matrix) in zip(axes, matrices.items(), strict=True):
         values = matrix.numpy()
         # The diagonal is 1 by definition: left grey, it can't drown the differences beside it.
         shown = np.where(others, values, np.nan)
-        image = axis.imshow(shown, cmap=FOR_AND_AGAINST, vmin=-limit, vmax=limit)
-        for (row, column), value in np.ndenumerate(values):
-            if row != column:
+        image = axis.imshow(shown, cmap=FOR_AND_AGAINST, vmin=-limit or -1.0, vmax=limit or 1.0)
+        for (row, column), value in np.ndenumerate(shown):
+            if count <= _MOST_NUMBERED and not np.isnan(value):
                 strong = abs(value) > 0.6 * limit
                 axis.text(
                     column,
@@ -120,8 +127,10 @@ def class_similarity(matrices: dict[str, Tensor], class_names: Sequence[str]) ->
                     fontsize=8,
                     color="white" if strong else "#1c2027",
                 )
-        axis.set_xticks(range(count), class_names)
-        axis.set_yticks(range(count), class_names)
+        names = [_shortened(name, 20) for name in class_names]
+        rotation = 90 if len("".join(names)) > 40 else 0
+        axis.set_xticks(range(count), names, rotation=rotation, parse_math=False)
+        axis.set_yticks(range(count), names, parse_math=False)
         axis.set_xlabel("compared with class")
         axis.set_ylabel("true class")
         axis.set_title(readable(method))
@@ -136,22 +145,21 @@ def class_similarity(matrices: dict[str, Tensor], class_names: Sequence[str]) ->
 def from_explanation_to_label(
     explained: Explained, which: int, class_names: Sequence[str]
 ) -> Figure:
-    """One image, the explanation of every class, their similarities and the soft label."""
-    count = len(class_names)
+    """One image, its explanations, their similarities to the true class's and the soft label."""
+    classes = explained.classes[which].tolist()
+    count = len(classes)
     maps = explained.maps[which].sum(dim=1).numpy()
-    true = int(explained.labels[which])
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    grid = figure.add_gridspec(3, count + 1, height_ratios=(1.25, 0.8, 0.8))
+    side = min(1.6, 10 / (count + 1) + 0.2)
+    figure = Figure(figsize=(10, side + 2), layout="constrained")
+    grid = figure.add_gridspec(3, count + 1, height_ratios=(side, 1, 1))
     axis = figure.add_subplot(grid[0, 0])
-    _picture(axis, explained.images[which])
+    _picture(axis, explained.pictures[which])
     axis.set_title("image", loc="center", fontsize=9.5)
     limit = float(np.abs(maps).max())
-    for c in range(count):
-        axis = figure.add_subplot(grid[0, c + 1])
-        _map(axis, maps[c], limit)
-        axis.set_title(
-            class_names[c], loc="center", fontsize=9.5, fontweight="bold" if c == true else "normal"
-        )
+    for column, c in enumerate(classes):
+        axis = figure.add_subplot(grid[0, column + 1])
+        _map(axis, maps[column], limit)
+        _name(axis, class_names[c], count + 1, fontweight="normal" if column else "bold")
     rows = [
         ("similarity\nto the true\nclass", explained.similarity[which].numpy(), 2),
         ("soft label\n(%)", explained.soft_labels[which].numpy() * 100, 1),
@@ -170,7 +178,7 @@ def from_explanation_to_label(
             transform=axis.transAxes,
         )
         axis = figure.add_subplot(grid[row, 1:])
-        colours = ["#0072b2" if c == true else "#a9b4c2" for c in range(count)]
+        colours = ["#0072b2", *["#a9b4c2"] * (count - 1)]
         bars = axis.bar(range(count), values, color=colours, width=0.62)
         labels = [number(float(value), digits) for value in values]
         axis.bar_label(bars, labels, fontsize=8.5, padding=2, color="#3b424c")
@@ -185,19 +193,17 @@ def from_explanation_to_label(
 
 def true_and_most_similar(explained: Explained, class_names: Sequence[str]) -> Figure:
     """Images above their explanations for the true class and for its most similar other class."""
-    count = len(explained.labels)
-    other = explained.most_similar()
+    count = len(explained.classes)
     figure = Figure(figsize=(10, 3.75), layout="constrained")
     axes = figure.subplots(3, count, squeeze=False)
-    for column in range(count):
-        true, second = int(explained.labels[column]), int(other[column])
-        pair = explained.maps[column, [true, second]].sum(dim=1).numpy()
+    for column, second in enumerate(explained.most_similar().tolist()):
+        pair = explained.maps[column, [0, second]].sum(dim=1).numpy()
         limit = float(np.abs(pair).max())
-        _picture(axes[0, column], explained.images[column])
-        _map(axes[1, column], pair[0], limit)
-        _map(axes[2, column], pair[1], limit)
-        axes[1, column].set_title(f"for {class_names[true]}", loc="center", fontsize=9.5, pad=4)
-        axes[2, column].set_title(f"for {class_names[second]}", loc="center", fontsize=9.5, pad=4)
+        _picture(axes[0, column], explained.pictures[column])
+        for row, which in enumerate((0, second)):
+            axis = axes[row + 1, column]
+            _map(axis, pair[row], limit)
+            _name(axis, class_names[int(explained.classes[column, which])], count)
         axes[2, column].set_xlabel(number(float(explained.similarity[column, second]), 2))
     for axis, label in zip(
         axes[:, 0], ("image", "true class", "most similar\nother class"), strict=True
@@ -218,13 +224,36 @@ def _zoom(axis: Axes, values: Sequence[float]) -> None:
 
 
 def _picture(axis: Axes, image: Tensor) -> None:
-    axis.imshow(image.mean(dim=0).numpy(), cmap="gray_r")
+    """Draw ``[channels, height, width]`` in [0, 1]: three channels are red, green and blue."""
+    if len(image) == 3:
+        axis.imshow(image.permute(1, 2, 0).numpy())
+    else:
+        axis.imshow(image.mean(dim=0).numpy(), cmap="gray_r", vmin=0.0, vmax=1.0)
     _bare(axis)
 
 
 def _map(axis: Axes, values: Any, limit: float) -> None:
     axis.imshow(values, cmap=FOR_AND_AGAINST, vmin=-limit or -1.0, vmax=limit or 1.0)
     _bare(axis)
+
+
+def _name(axis: Axes, name: str, columns: int, **style: Any) -> None:
+    """A class's name above one of so many pictures that share the figure's width."""
+    axis.set_title(
+        _shortened(name, 100 // columns),
+        loc="center",
+        fontsize=9.5,
+        pad=4,
+        parse_math=False,
+        **style,
+    )
+
+
+def _shortened(name: str, most: int) -> str:
+    """A name of at most so many letters: names often differ at their ends, so the middle goes."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
 def _bare(axis: Axes) -> None:

@@ -11,6 +11,8 @@ MISSING = "–"
 """Stands for a number that there is not."""
 NAMES = {"accuracy": "accuracy", "nll": "NLL", "ece": "calibration error"}
 _FORMATS = {"accuracy": (100.0, 2), "nll": (1.0, 3), "ece": (100.0, 2)}
+_UNCLEAR, _UNTOLD = "no clear difference", "can't tell from one seed"
+_VERDICTS = ("better", "perhaps better", _UNCLEAR, "perhaps worse", "worse", _UNTOLD)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,24 @@ def sentence(summary: dict[str, Any], reference: str, method: str) -> str:
     return f"{readable(method)} against {readable(reference)}: {', '.join(parts)}."
 
 
+def headline(summary: dict[str, Any]) -> str:
+    """What came out in accuracy, as one sentence: every method against the first reference."""
+    reference, others = next(iter(summary["paired"].items()), ("", {}))
+    if not others:
+        reached = [
+            f"{readable(method)} {number(row['accuracy']['mean'] * 100, 1)} %"
+            for method, row in summary["methods"].items()
+        ]
+        return f"Accuracy on the test images: {_listed(reached)}."
+    by_verdict: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
+    for method in others:
+        found = finding("accuracy", others[method]["accuracy"])
+        mean = number(others[method]["accuracy"]["mean"] * 100, 1, sign=True)
+        by_verdict[found.verdict].append(f"{readable(method)} ({mean} points)")
+    clauses = [_clause(verdict, names) for verdict, names in by_verdict.items() if names]
+    return f"In accuracy against {readable(reference)}, {'; '.join(clauses)}."
+
+
 def calibration(summary: dict[str, Any]) -> str:
     """Which methods are too sure of themselves and which not sure enough, in sentences."""
     groups: dict[str, list[str]] = {"Too sure of themselves": [], "Not sure enough": []}
@@ -83,11 +103,25 @@ def calibration(summary: dict[str, Any]) -> str:
     return " ".join(f"{key}: {', '.join(names)}." for key, names in groups.items() if names)
 
 
+def _clause(verdict: str, names: list[str]) -> str:
+    listed = _listed(names)
+    if verdict == _UNCLEAR:
+        return f"there is no clear difference for {listed}"
+    if verdict == _UNTOLD:
+        return f"one seed can't tell what is better: {listed}"
+    return f"{listed} {'are' if len(names) > 1 else 'is'} {verdict}"
+
+
+def _listed(items: list[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def _verdict(metric: str, paired: dict[str, Any]) -> str:
     mean, error, bound = paired["mean"], paired["standard_error"], paired["confidence_95"]
     if error is None:
-        return "can't tell from one seed"
+        return _UNTOLD
     if abs(mean) <= error:
-        return "no clear difference"
+        return _UNCLEAR
     direction = "better" if (mean > 0) == (metric == "accuracy") else "worse"
     return direction if abs(mean) > bound else f"perhaps {direction}"
