@@ -23,7 +23,7 @@ MOST_IMAGES = 32
 """Images of each class that it is measured on, at most."""
 MOST_EXAMPLES = 10
 """Images that are shown, and classes that each is explained for, at most."""
-_JUDGED_AT_ONCE = 1000
+_JUDGED_AT_ONCE = 100
 
 
 @torch.no_grad()
