@@ -8,8 +8,9 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
-from introkernels.ops import loader, reference_kernels, schema
+from introkernels.ops import choice, loader, reference_kernels, schema
 from introkernels.ops.cuda import head as cuda_head
 
 _NATIVE = schema.define("introkernels", reference_kernels)
@@ -42,12 +43,6 @@ SERVING = {
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 
-_chosen = "auto"
-
-# The choice while `served_by` holds, which no user can name.
-_GIVEN = "given"
-_given: Any = None
-
 
 def operators(device: torch.device) -> SimpleNamespace:
     """The operators that serve tensors on ``device`` under the chosen backend.
@@ -55,17 +50,19 @@ def operators(device: torch.device) -> SimpleNamespace:
     Raises:
         ValueError: the chosen backend does not serve this device.
     """
-    if _chosen == "auto":
-        return _TRITON if _TRITON is not None and device.type == "cuda" else _NATIVE
-    if _chosen == "reference":
-        return _REFERENCE
-    if _chosen == _GIVEN:
-        given: SimpleNamespace = _given
+    # They are the same; the function is the faster of the two.
+    chosen = choice.chosen if is_dynamo_compiling() else choice.current()
+    if not isinstance(chosen, str):
+        given: SimpleNamespace = chosen
         return given
-    serving = SERVING[_chosen]
+    if chosen == "auto":
+        return _TRITON if _TRITON is not None and device.type == "cuda" else _NATIVE
+    if chosen == "reference":
+        return _REFERENCE
+    serving = SERVING[chosen]
     if device.type not in serving.devices:
         raise ValueError(
-            f"backend {_chosen!r} serves tensors on {' and '.join(map(repr, serving.devices))} "
+            f"backend {chosen!r} serves tensors on {' and '.join(map(repr, serving.devices))} "
             f"only, got a tensor on {device}; choose another with introkernels.use_backend"
         )
     return serving.operators
@@ -78,20 +75,28 @@ def served_by(kernels: Any) -> Iterator[None]:
     On tensors without data the dispatcher answers with shapes alone; this is how the functions
     themselves see such tensors, and tell what they would launch.
     """
-    global _chosen, _given
-    previous = _chosen, _given
-    _chosen, _given = _GIVEN, kernels
+    block = choice.enter(kernels)
     try:
         yield
     finally:
-        _chosen, _given = previous
+        choice.leave(block)
 
 
 class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
-    """Choose the backend of all losses of this process, as a setter or as a context manager.
+    """Choose the backend of the losses, as a setter or as a context manager.
 
-    ``use_backend("reference")`` holds until the next choice; ``with use_backend("reference"):``
-    restores the earlier choice at its end. A backward pass uses the backend of its forward.
+    ``use_backend("reference")`` holds until the next choice, at most to the end of the block around
+    it; ``with use_backend("reference"):`` holds in its block, and ends without a trace in whatever
+    order generators and tasks leave theirs. A backward pass uses the backend of its forward.
+
+    Like ``torch.set_grad_enabled``, a choice holds for the thread that makes it, and further like
+    all context variables: an ``asyncio`` task starts with the choice where it is created, and its
+    own is seen by no other. A new thread starts with ``"auto"``. So does autograd's thread for a
+    GPU, where ``torch.utils.checkpoint`` computes a forward again: name the backend there too, with
+    ``context_fn``.
+
+    Compiled code follows the choice in force where it is called. A choice within it breaks the
+    graph.
 
     Args:
         name: ``"auto"`` (the fastest that is loaded for the tensors' device, the definition where
@@ -107,7 +112,6 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
     """
 
     def __init__(self, name: str) -> None:
-        global _chosen
         if name not in BACKENDS:
             raise ValueError(
                 f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
@@ -116,16 +120,15 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
         if status != loader.LOADED:
             raise RuntimeError(f"backend {name!r} can't be used: {status}")
         self._name = name
-        # What to go back to, for each context entered; the first entry is the choice just made.
-        self._previous: list[str] = []
-        self._before: str | None = _chosen
-        _chosen = name
+        self._blocks: list[choice.Block] = []
+        # The choice of a setter, which is taken back where this turns out to be a context manager.
+        self._set: tuple[choice.Entry, choice.Entry] | None = choice.replace(name)
 
     def __enter__(self) -> use_backend:
-        global _chosen
-        self._previous.append(_chosen if self._before is None else self._before)
-        self._before = None
-        _chosen = self._name
+        if self._set is not None:
+            choice.undo(*self._set)
+            self._set = None
+        self._blocks.append(choice.enter(self._name))
         return self
 
     def __exit__(
@@ -134,5 +137,7 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global _chosen
-        _chosen = self._previous.pop()
+        # Several threads or tasks may have entered the same object.
+        block = choice.innermost(self._blocks)
+        self._blocks.remove(block)
+        choice.leave(block)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +17,7 @@ from helpers.cases import distillation_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import introkernels as ik
-from introkernels.ops import loader, select
+from introkernels.ops import choice, loader, select
 
 UNAVAILABLE = [name for name, status in ik.backends.status().items() if status != "loaded"]
 
@@ -37,7 +43,7 @@ def namespaces_of_a_call() -> list[str]:
 
 def chosen() -> str:
     """The choice in force, by its name."""
-    return select._chosen
+    return choice.current()
 
 
 def test_status_names_each_backend_and_says_why_not() -> None:
@@ -166,12 +172,157 @@ def test_check_variable_is_not_needed_on_the_cpu(
 
 
 def test_a_choice_may_be_entered_again_and_nested() -> None:
-    choice = ik.use_backend("reference")
-    with choice:
-        assert select._chosen == "reference"
-    assert select._chosen == "auto"
-    with choice:
-        with choice:
-            assert select._chosen == "reference"
-        assert select._chosen == "reference"
-    assert select._chosen == "auto"
+    reference = ik.use_backend("reference")
+    with reference:
+        assert chosen() == "reference"
+    assert chosen() == "auto"
+    with reference:
+        with reference:
+            assert chosen() == "reference"
+        assert chosen() == "reference"
+    assert chosen() == "auto"
+
+
+def blocks_in_a_generator(*names: str) -> Iterator[str]:
+    """Yields the choice in force within one block after another."""
+    for name in names:
+        with ik.use_backend(name):
+            yield chosen()
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_generators_may_be_left_in_any_order(order: tuple[int, ...]) -> None:
+    with ik.use_backend("auto"):
+        generators = [blocks_in_a_generator(name) for name in ("reference", "auto", "reference")]
+        assert [next(generator) for generator in generators] == ["reference", "auto", "reference"]
+        for position in order:
+            generators[position].close()
+        assert chosen() == "auto"
+    assert chosen() == "auto"
+
+
+def test_a_block_within_a_generator_that_ends_first_stays_in_force() -> None:
+    outer = blocks_in_a_generator("auto")
+    next(outer)
+    with ik.use_backend("reference"):
+        outer.close()
+        assert chosen() == "reference"
+    assert chosen() == "auto"
+
+
+def test_given_kernels_and_blocks_may_be_left_in_any_order() -> None:
+    kernels = object()
+    served, block = select.served_by(kernels), ik.use_backend("reference")
+    served.__enter__()
+    with block:
+        served.__exit__(None, None, None)
+        assert chosen() == "reference"
+    assert chosen() == "auto"
+    with select.served_by(kernels):
+        assert select.operators(torch.device("meta")) is kernels
+    assert chosen() == "auto"
+
+
+def test_threads_choose_for_themselves() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def choose(name: str) -> list[str]:
+        seen = [chosen()]
+        both.wait()
+        for use in (ik.use_backend, lambda name: ik.use_backend(name).__enter__()):
+            use(name)
+            both.wait()
+            seen.append(chosen())
+            both.wait()
+        return seen
+
+    with ik.use_backend("reference"), ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(choose, ("auto", "reference"))
+        assert chosen() == "reference"
+    assert first == ["auto"] * 3
+    assert second == ["auto", "reference", "reference"]
+
+
+def test_tasks_choose_for_themselves() -> None:
+    async def choose(name: str, use: Callable[[str], Any], started: asyncio.Barrier) -> list[str]:
+        seen = [chosen()]
+        with use(name):
+            await started.wait()
+            seen.append(chosen())
+            await started.wait()
+        return [*seen, chosen()]
+
+    @contextmanager
+    def setter(name: str) -> Iterator[None]:
+        ik.use_backend(name)
+        yield
+
+    async def interleave() -> list[list[str]]:
+        with ik.use_backend("reference"):
+            started = asyncio.Barrier(3)
+            seen = await asyncio.gather(
+                choose("auto", ik.use_backend, started),
+                choose("reference", ik.use_backend, started),
+                choose("auto", setter, started),
+            )
+            assert chosen() == "reference"
+        return seen
+
+    inside, same, left = asyncio.run(interleave())
+    assert inside == ["reference", "auto", "reference"]
+    assert same == ["reference"] * 3
+    assert left == ["reference", "auto", "auto"]
+    assert chosen() == "auto"
+
+
+def test_a_block_ends_wherever_it_is_left() -> None:
+    """An event loop finishes an async generator in a task of its own, a pool in another thread."""
+
+    async def numbers() -> AsyncIterator[int]:
+        with ik.use_backend("reference"):
+            yield 0
+            yield 1
+
+    async def stop_early() -> str:
+        async for _ in numbers():
+            assert chosen() == "reference"
+            break
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return chosen()
+
+    assert asyncio.run(stop_early()) == "auto"
+
+    generator = blocks_in_a_generator("reference")
+    next(generator)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(generator.close).result()
+    assert chosen() == "auto"
+
+
+def test_one_object_may_be_entered_by_several_threads() -> None:
+    reference = ik.use_backend("reference")
+    entered, left = threading.Event(), threading.Event()
+
+    def outlive() -> str:
+        with reference:
+            entered.set()
+            left.wait(10)
+            return chosen()
+
+    with ThreadPoolExecutor(1) as pool:
+        with reference:
+            seen = pool.submit(outlive)
+            entered.wait(10)
+        left.set()
+        assert seen.result() == "reference"
+    assert chosen() == "auto"
+
+
+def test_a_choice_made_after_a_setter_outlives_its_block() -> None:
+    with ik.use_backend("auto"):
+        earlier = ik.use_backend("auto")
+        ik.use_backend("reference")
+        with earlier:
+            assert chosen() == "auto"
+        assert chosen() == "reference"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.oracle import evaluate
 from torch import Tensor, nn
 
 import introkernels as ik
+from introkernels.ops import choice
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +178,49 @@ def test_compiled_call_follows_a_change_of_backend(backend: str) -> None:
     for name in (backend, "reference", "auto"):
         with ik.use_backend(name):
             assert_compiled_equals_eager(case, functions)
+
+
+def test_compiled_code_calls_the_backend_chosen_where_it_is_called() -> None:
+    case = distillation_case(6, 5)
+    called = []
+
+    def remember(graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        (namespace,) = {
+            node.target.namespace
+            for node in graph.graph.nodes
+            if getattr(node.target, "namespace", "").startswith("introkernels")
+        }
+
+        def run(*arguments: Any) -> Any:
+            called.append(namespace)
+            return graph(*arguments)
+
+        return run
+
+    loss = torch.compile(ik.distillation_loss, fullgraph=True, backend=remember)
+
+    def call() -> str:
+        loss(*case.arguments())
+        return called.pop()
+
+    with ik.use_backend("reference"), ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            assert call() == "introkernels_reference"
+            assert pool.submit(call).result() == "introkernels"
+        with ik.use_backend("auto"):
+            assert call() == "introkernels"
+    assert call() == "introkernels"
+
+
+def test_choice_within_compiled_code_breaks_its_graph() -> None:
+    case = distillation_case(6, 5)
+
+    def loss() -> Tensor:
+        with ik.use_backend("reference"):
+            return ik.distillation_loss(*case.arguments())
+
+    assert torch.equal(torch.compile(loss, backend="aot_eager")(), loss())
+    assert choice.current() == "auto"
 
 
 @pytest.mark.usefixtures("indices_are_checked")
