@@ -120,7 +120,7 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@rm -f $(VENV)/.built-*
 	@touch $@
 
-$(BUILT): $(INSTALLED) setup_cuda.py $(CXX_SOURCES)
+$(BUILT): $(INSTALLED) setup_cuda.py $(CXX_SOURCES) introkernels/_version.py introkernels/ops/schema.py
 	@echo "Building the libraries of csrc"
 	@mkdir -p build
 	@$(PY) setup.py --quiet build_ext --inplace > build/build.log 2>&1 \

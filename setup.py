@@ -18,7 +18,9 @@ without it. ``MAX_JOBS`` limits the compilers that run at once, ``NVCC_THREADS``
 architectures each nvcc compiles for at once, ``CUDA_HOME`` chooses the toolkit.
 
 Each build writes ``introkernels/_build_status.json``: an object with the keys ``cpu``, ``cuda`` and
-``build_info``, each either ``"built"`` or the reason why that library is missing.
+``build_info``, each either ``"built"`` or the reason why that library is missing; beside them what
+the libraries of kernels are known by when they are loaded: ``version``, the package's, ``schemas``,
+a digest of its operators' schemas, and ``sha256``, each library's own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -272,10 +275,30 @@ class NativeBuild(BuildExtension):
             folder.mkdir(parents=True, exist_ok=True)
             for name in STATUS_KEYS:
                 # What an earlier build left must not be taken for this one's.
-                Path(folder, Path(self.get_ext_filename(name)).name).unlink(missing_ok=True)
+                self.library(folder, name).unlink(missing_ok=True)
         super().run()
         for folder in folders:
-            (folder / STATUS_FILE).write_text(json.dumps(self.status, indent=2) + "\n")
+            record = self.status | self.identity(folder)
+            (folder / STATUS_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+    def identity(self, folder: Path) -> dict[str, Any]:
+        """What the libraries of kernels in a folder are known by."""
+        digests = {
+            STATUS_KEYS[name]: hashlib.sha256(self.library(folder, name).read_bytes()).hexdigest()
+            for name in KERNELS
+            if self.status[STATUS_KEYS[name]] == BUILT
+        }
+        if not digests:
+            return {}
+        package = ROOT / PACKAGE
+        return {
+            "version": runpy.run_path(str(package / "_version.py"))["__version__"],
+            "schemas": runpy.run_path(str(package / "ops/schema.py"))["digest"](),
+            "sha256": digests,
+        }
+
+    def library(self, folder: Path, name: str) -> Path:
+        return Path(folder, Path(self.get_ext_filename(name)).name)
 
     def build_extension(self, ext: Extension) -> None:
         key = STATUS_KEYS[ext.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -13,20 +14,21 @@ from typing import Any
 
 import torch
 
-from introkernels.ops import driver
+from introkernels._version import __version__
+from introkernels.ops import driver, schema
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 LOADED = "loaded"
 
 
-def _build_report() -> dict[str, str]:
-    """What the build said of each library; empty where the package was never built."""
+def _build_record() -> dict[str, Any]:
+    """What the build wrote of the libraries; empty where the package was never built."""
     try:
-        report = json.loads((_PACKAGE / "_build_status.json").read_text(encoding="utf-8"))
+        record = json.loads((_PACKAGE / "_build_status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(name): str(text) for name, text in report.items()}
+    return record if isinstance(record, dict) else {}
 
 
 class _UnusableError(Exception):
@@ -62,12 +64,33 @@ def _load_cuda() -> str:
 
 
 def _check_built(library: Path, name: str) -> None:
-    if library.exists():
-        return
-    reason = _build_report().get(name, "the package was installed without building it")
-    raise _UnusableError(
-        f"{library.name} was built but is gone" if reason == "built" else f"not built: {reason}"
-    )
+    """Whether a library is there, whole, and of this package.
+
+    To be told before it is loaded: of a file cut short, the first read past its end ends the
+    process, and one for other schemas would take arguments for what they are not.
+    """
+    record = _build_record()
+    if not library.exists():
+        reason = record.get(name, "the package was installed without building it")
+        raise _UnusableError(
+            f"{library.name} was built but is gone" if reason == "built" else f"not built: {reason}"
+        )
+    version = record.get("version", "of an unknown version")
+    if version != __version__:
+        raise _UnusableError(
+            f"{library.name} was built for introkernels {version}, this is {__version__}: "
+            "build it again"
+        )
+    if record.get("schemas") != schema.digest():
+        raise _UnusableError(
+            f"{library.name} was built for other operators than those of this introkernels "
+            f"{__version__}: build it again"
+        )
+    if record.get("sha256", {}).get(name) != hashlib.sha256(library.read_bytes()).hexdigest():
+        raise _UnusableError(
+            f"{library.name} is not the file that the build of introkernels {version} left, but "
+            "damaged or from another build: build it again"
+        )
 
 
 def _load(library: Path) -> None:

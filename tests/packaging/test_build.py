@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -105,7 +106,9 @@ def test_editable_install(tiny_tree: Path, tmp_path: Path, mode: str) -> None:
     ).parent
     assert folder.is_relative_to(tiny_tree)
     status = json.loads((folder / Path(STATUS_FILE).name).read_text())
-    assert status == {"cpu": "built", "cuda": NO_CUDA, "build_info": "built"}
+    assert status | {"cpu": "built", "cuda": NO_CUDA, "build_info": "built"} == status
+    digest = hashlib.sha256((folder / "_cpu.so").read_bytes()).hexdigest()
+    assert status["sha256"] == {"cpu": digest}
     assert number_of(folder / "_cpu.so") == 1
 
 

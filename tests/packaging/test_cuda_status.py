@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from introkernels.ops import driver, loader
+import introkernels as ik
+from introkernels.ops import driver, loader, schema
 from introkernels.ops.driver import Driver
 
 H100 = Driver(cuda=(13, 0), capabilities=((9, 0),))
@@ -21,8 +23,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """What is loaded, on a machine where everything is there: a library, a GPU, a driver."""
     library = tmp_path / "_cuda.so"
     library.touch()
+    record = {
+        "version": ik.__version__,
+        "schemas": schema.digest(),
+        "sha256": {"cuda": hashlib.sha256(b"").hexdigest()},
+    }
     libraries: list[Path] = []
     monkeypatch.setattr(loader, "_CUDA_LIBRARY", library)
+    monkeypatch.setattr(loader, "_build_record", lambda: record)
     monkeypatch.setattr(loader, "_cuda_build", lambda: EVERYWHERE)
     monkeypatch.setattr(driver, "find", lambda: H100)
     monkeypatch.setattr(torch.ops, "load_library", libraries.append)
@@ -49,7 +57,7 @@ def test_not_there(
     report: dict[str, str], reason: str, loaded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader._CUDA_LIBRARY.unlink()
-    monkeypatch.setattr(loader, "_build_report", lambda: report)
+    monkeypatch.setattr(loader, "_build_record", lambda: report)
     assert loader._load_cuda() == reason
     assert not loaded
 
