@@ -411,9 +411,19 @@ def reduce_terms(
     if reduction != "none":
         ce, kl = ce.sum(), kl.sum()
     if reduction == "mean":
-        ce, kl = ce / terms.target_weight.sum(), kl / terms.live.sum()
+        ce, kl = ce / total_weight(terms.target_weight), kl / terms.live.sum()
     loss = _weighted(ce, ce_weight) + _weighted(kl, kl_weight * temperature**2)
     return loss, ce, kl
+
+
+def total_weight(target_weight: Tensor) -> Tensor:
+    """The sum of the target weights, by which the mean of the cross entropy is divided.
+
+    Where it is 0 there is nothing to divide by: NaN, as in ``F.cross_entropy``, and not the
+    infinity that label smoothing would make of it.
+    """
+    total = target_weight.sum()
+    return torch.where(total == 0, float("nan"), total)
 
 
 def _weighted(term: Tensor, factor: float) -> Tensor:

@@ -46,6 +46,13 @@ INTROKERNELS_INLINE double combine(const RowTerms& terms, const LossOptions& opt
   return kl + ce;
 }
 
+// What the mean of the cross entropy is divided by. A sum of 0 leaves nothing to divide by: NaN, as
+// in F.cross_entropy, and not the infinity that label smoothing would make of it.
+INTROKERNELS_INLINE double total_weight(double sum_of_target_weights) {
+  return sum_of_target_weights == 0 ? std::numeric_limits<double>::quiet_NaN()
+                                    : sum_of_target_weights;
+}
+
 // What a pass over a row whose maxima are known adds up.
 struct RowSums {
   // The target stays out of the sum, so that -log p_y = log(1 + others / e_y) keeps its relative

@@ -61,7 +61,7 @@ RowFactors factors_of(const Indices& target, const RowLoss<T>& loss) {
     weight_sum += loss.weight(target(row));
     num_live += 1.0;
   }
-  return {factors.ce / weight_sum, factors.kl / num_live};
+  return {factors.ce / total_weight(weight_sum), factors.kl / num_live};
 }
 
 // Rows of a chunk: three matrices of rows x classes stay small beside the caches, but so many rows

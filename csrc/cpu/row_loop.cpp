@@ -45,6 +45,7 @@ LossOutputs LossCollector::finish() const {
     sum.kl += result.terms.kl;
     if (per_row) write(row, result.terms);
   }
+  weight_sum = total_weight(weight_sum);
   if (!per_row) {
     if (options_.reduction == Reduction::kMean) {
       sum.ce /= weight_sum;

@@ -57,6 +57,7 @@ __device__ inline void finish_losses(const Terms& terms, const LossOutputs& outp
   }
   group.reduce(sums, Sum{});
   if (threadIdx.x != 0) return;
+  sums[2] = total_weight(sums[2]);
   outputs.totals[0] = sums[2];
   outputs.totals[1] = sums[3];
   if (options.reduction == Reduction::kNone) return;

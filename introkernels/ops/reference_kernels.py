@@ -413,7 +413,7 @@ def _forward(
     )
     parts = reference.reduce_terms(terms, temperature, ce_weight, kl_weight, REDUCTIONS[reduction])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    totals = torch.stack([terms.target_weight.sum(), terms.live.sum().double()])
+    totals = torch.stack([reference.total_weight(terms.target_weight), terms.live.sum().double()])
     return (*(part.to(dtype) for part in parts), row_state_like(logits).zero_(), totals)
 
 

@@ -8,7 +8,8 @@ the best library loaded for the tensors' device and to the definition where ther
 Codes: ``reduction`` 0 none, 1 mean, 2 sum; ``similarity`` 0 cosine, 1 projection; ``label_mode``
 0 softmax, 1 split. Loss operators return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars),
 ``row_state [B, ROW_STATE]`` float64 (what a kernel keeps of each row for its backward) and
-``totals [2]`` float64 (the sum of the target weights and the number of rows not ignored).
+``totals [2]`` float64 (the sum of the target weights, NaN where it is 0, and the number of rows not
+ignored).
 ``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any strides.
 
 The head's gradients cost less beside its loss than on their own. ``linear_forward`` makes those

@@ -456,3 +456,35 @@ class TestNothingToReduce:
             assert nothing.ce.isnan()
         else:
             assert (nothing.ce == 0).all()
+
+    @every_loss
+    @pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+    def test_a_mean_over_targets_of_weight_zero_is_that_of_torch(
+        self, backend: str, loss: str, label_smoothing: float
+    ) -> None:
+        """Smoothing gives these rows a cross entropy, and there is no weight to divide it by."""
+        case = BUILDERS[loss](
+            *(4, 5, torch.float64),
+            ignored=1,
+            class_weights=True,
+            label_smoothing=label_smoothing,
+            ce_weight=1.0,
+            kl_weight=0.0,
+        )
+        name = "class_weight" if loss == "linear_introspective_loss" else "weight"
+        weight = case[name].clone()
+        weight[case["target"][case["target"] >= 0]] = 0
+        case = case.with_keywords(**{name: weight})
+
+        leaves = {leaf: case[leaf].clone().requires_grad_() for leaf in case.differentiable}
+        logits = leaves["logits"] if "logits" in leaves else F.linear(*leaves.values())
+        theirs = F.cross_entropy(logits, case["target"], weight, label_smoothing=label_smoothing)
+        theirs.backward()
+        ours = evaluate(case)
+        torch.testing.assert_close(ours.loss, theirs.detach(), equal_nan=True)
+        for leaf, tensor in leaves.items():
+            torch.testing.assert_close(ours.grads[leaf], tensor.grad, equal_nan=True)
+        # What is switched off can't spoil the rest.
+        kept = evaluate(case.with_keywords(ce_weight=0.0, kl_weight=1.0))
+        assert kept.loss.isfinite()
+        assert all(grad.isfinite().all() for grad in kept.grads.values())

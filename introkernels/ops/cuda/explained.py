@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from introkernels import reference
 from introkernels.ops.head import chunks
 from introkernels.ops.head.call import HeadCall
 from introkernels.ops.head.chunks import Chunk
@@ -42,8 +43,8 @@ class ExplainedRows(NamedTuple):
 
     @property
     def totals(self) -> Tensor:
-        """The sum of the target weights and the number of live rows, ``[2]`` float64."""
-        return torch.stack([self.target_weight.sum(), self.live.sum().double()])
+        """The total of the target weights and the number of live rows, ``[2]`` float64."""
+        return torch.stack([reference.total_weight(self.target_weight), self.live.sum().double()])
 
 
 def explain_weight(call: HeadCall) -> ExplainedWeight:

@@ -20,7 +20,7 @@ from introkernels.ops.triton.kernels.losses import (
     load_weights,
     rows_forward,
 )
-from introkernels.ops.triton.kernels.reduction import finish_losses
+from introkernels.ops.triton.kernels.reduction import finish_losses, total_weight
 from introkernels.ops.triton.kernels.teachers import as_numbers, load_tile
 
 
@@ -241,7 +241,7 @@ def sum_targets(
     BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """``totals``: the weights of all targets, and the number of rows that are not ignored.
+    """``totals``: the total weight of all targets, and the number of rows that are not ignored.
 
     One program reads 8 bytes a row, in the order in which a forward adds them up.
     """
@@ -254,7 +254,7 @@ def sum_targets(
         )
         weight_sum += load_weights(weight, weight_stride, y, known, dtype).to(tl.float64)
         num_live += tl.where(live, 1.0, 0.0).to(tl.float64)
-    tl.store(totals, tl.sum(weight_sum, 0))
+    tl.store(totals, total_weight(tl.sum(weight_sum, 0)))
     tl.store(totals + 1, tl.sum(num_live, 0))
 
 

@@ -43,6 +43,15 @@ def _sum_of_rows(terms, num_rows, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def total_weight(sum_of_target_weights):
+    """What the mean of the cross entropy is divided by: NaN where the weights sum to 0.
+
+    ``F.cross_entropy`` has it so; label smoothing would make an infinity of it.
+    """
+    return tl.where(sum_of_target_weights == 0, float("nan"), sum_of_target_weights)
+
+
+@triton.jit
 def finish_losses(
     ce,
     kl,
@@ -78,7 +87,7 @@ def finish_losses(
     tl.store(terms + 2 * num_rows + rows, target_weight.to(tl.float64), mask=mask)
     tl.store(terms + 3 * num_rows + rows, tl.where(live, 1.0, 0.0).to(tl.float64), mask=mask)
     if is_last_to_arrive(counter, num_programs):
-        weight_sum = _sum_of_rows(terms + 2 * num_rows, num_rows, BLOCK)
+        weight_sum = total_weight(_sum_of_rows(terms + 2 * num_rows, num_rows, BLOCK))
         num_live = _sum_of_rows(terms + 3 * num_rows, num_rows, BLOCK)
         tl.store(totals, weight_sum)
         tl.store(totals + 1, num_live)
