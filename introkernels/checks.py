@@ -105,12 +105,22 @@ def non_negative(name: str, value: object) -> float:
     return number
 
 
+def within(name: str, value: object, least: float, most: float) -> float:
+    """``value`` as a float; raises unless it lies between two numbers, or is one of them."""
+    number = _finite(name, value, f"in [{least}, {most}]")
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value!r}")
+    return number
+
+
 def fraction(name: str, value: object) -> float:
     """``value`` as a float; raises unless it lies in [0, 1]."""
-    number = _finite(name, value, "in [0, 1]")
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
-    return number
+    return within(name, value, 0, 1)
+
+
+def temperature(name: str, value: object) -> float:
+    """``value`` as a float; raises unless the losses are accurate at this temperature."""
+    return within(name, value, 0.05, 100)
 
 
 def integer(name: str, value: object) -> int:
@@ -160,7 +170,7 @@ def label_mode(value: object) -> int:
 
 
 def loss_keywords(
-    temperature: object,
+    temperature_value: object,
     ce_weight: object,
     kl_weight: object,
     ignore_index: object,
@@ -169,7 +179,7 @@ def loss_keywords(
 ) -> tuple[float, float, float, int, float, int]:
     """The numbers that every loss operator takes, checked and in its order."""
     return (
-        positive("temperature", temperature),
+        temperature("temperature", temperature_value),
         non_negative("ce_weight", ce_weight),
         non_negative("kl_weight", kl_weight),
         integer("ignore_index", ignore_index),
@@ -186,7 +196,7 @@ def label_keywords(
 ) -> tuple[float, int, int, float]:
     """The numbers that make soft labels of statistics, checked and in the operators' order."""
     return (
-        positive("similarity_temperature", similarity_temperature),
+        within("similarity_temperature", similarity_temperature, 0.01, 100),
         similarity(similarity_name),
         label_mode(label_mode_name),
         fraction("non_target_mass", non_target_mass),

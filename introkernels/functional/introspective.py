@@ -88,8 +88,8 @@ def introspective_loss(
         target: ``[B]`` int64 class indices, or ``ignore_index``.
         gradients: ``[B, C, *S]``, ``g_c = d z_c / d x``; with ``class_index``, ``[B, K, *S]``.
         inputs: ``[B, *S]``, the ``x`` that was explained (an image, an embedding, a feature).
-        temperature: ``T > 0``, of both sides of the divergence.
-        similarity_temperature: ``tau > 0``, of the similarities alone.
+        temperature: ``T`` in [0.05, 100], of both sides of the divergence.
+        similarity_temperature: ``tau`` in [0.01, 100], of the similarities alone.
         ce_weight: factor of the cross entropy, >= 0.
         kl_weight: factor of ``T**2 * KL``, >= 0.
         similarity: ``"cosine"``, or ``"projection"`` (``<E_c, E_y> / <E_y, E_y>``), both clamped to

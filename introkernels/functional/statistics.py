@@ -86,7 +86,7 @@ def soft_labels(
             its row is NaN).
     """
     checks.stats_and_target(stats, target)
-    checks.positive("temperature", temperature)
+    checks.temperature("temperature", temperature)
     checks.integer("ignore_index", ignore_index)
     checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

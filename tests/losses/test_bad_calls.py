@@ -310,15 +310,22 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "return_parts": LOSSES,
 }
 NOT_A_NUMBER = (None, "1", True, torch.tensor(1.0), 1j, [1.0])
-NOT_POSITIVE = (0, 0.0, -0.5, NAN, INF, -INF, 10**400)
+NOT_A_TEMPERATURE = (0, 0.049, -0.5, 100.1, NAN, INF, -INF, 10**400)
+NOT_A_SIMILARITY_TEMPERATURE = (0, 0.0099, -0.5, 100.1, NAN, INF, -INF, 10**400)
 NEGATIVE = (-1, -1e-9, NAN, INF, 10**400)
 NOT_A_FRACTION = (-1e-9, 1.0000001, 2, NAN, INF, -INF)
 NOT_A_FLAG = (None, 0, 1, "yes")
 
 # keyword -> (values, error, what is allowed), by what the value gets wrong
 WRONG_KEYWORDS: dict[str, list[tuple[tuple[Any, ...], type[Exception], str]]] = {
-    "temperature": [(NOT_A_NUMBER, TypeError, "> 0"), (NOT_POSITIVE, ValueError, "> 0")],
-    "similarity_temperature": [(NOT_A_NUMBER, TypeError, "> 0"), (NOT_POSITIVE, ValueError, "> 0")],
+    "temperature": [
+        (NOT_A_NUMBER, TypeError, "in [0.05, 100]"),
+        (NOT_A_TEMPERATURE, ValueError, "in [0.05, 100]"),
+    ],
+    "similarity_temperature": [
+        (NOT_A_NUMBER, TypeError, "in [0.01, 100]"),
+        (NOT_A_SIMILARITY_TEMPERATURE, ValueError, "in [0.01, 100]"),
+    ],
     "ce_weight": [(NOT_A_NUMBER, TypeError, ">= 0"), (NEGATIVE, ValueError, ">= 0")],
     "kl_weight": [(NOT_A_NUMBER, TypeError, ">= 0"), (NEGATIVE, ValueError, ">= 0")],
     "non_target_mass": [

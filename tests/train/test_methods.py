@@ -211,9 +211,9 @@ def test_a_method_of_a_first_look_learns(name):
 
 # Of every field a value that is not allowed.
 REFUSED = {
-    "born_again": {"generations": 0, "temperature": 0.0, "ce_weight": -1.0, "kl_weight": -1.0},
+    "born_again": {"generations": 0, "temperature": 0.04, "ce_weight": -1.0, "kl_weight": -1.0},
     "confidence_penalty": {"strength": -1.0},
-    "cs_kd": {"temperature": -1.0, "ce_weight": -0.1, "kl_weight": float("inf")},
+    "cs_kd": {"temperature": 101.0, "ce_weight": -0.1, "kl_weight": float("inf")},
     "deep_mutual_learning": {"peers": 1, "temperature": float("nan"), "ce_weight": -1.0},
     "dropout": {"probability": 1.0},
     "kd": {"temperature": float("inf"), "ce_weight": float("nan"), "kl_weight": -0.1},

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import introkernels as ik
+from introkernels import checks
 from introkernels.train.methods.base import LossOutput, Method
-from introkernels.train.methods.ranges import require_non_negative, require_positive
+from introkernels.train.methods.ranges import require_non_negative
 
 
 def distil(
@@ -52,7 +53,7 @@ class Distilling(Method):
     """Weight of the divergence from the teacher."""
 
     def __post_init__(self) -> None:
-        require_positive(f"{self.name}.temperature", self.temperature)
+        checks.temperature(f"{self.name}.temperature", self.temperature)
         require_non_negative(f"{self.name}.ce_weight", self.ce_weight)
         require_non_negative(f"{self.name}.kl_weight", self.kl_weight)
 

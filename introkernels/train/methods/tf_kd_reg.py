@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from introkernels import checks
 from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput, Method, register
 from introkernels.train.methods.distilling import distil
 from introkernels.train.methods.ranges import (
     require_non_negative,
-    require_positive,
     require_share,
 )
 from introkernels.train.methods.responses import marked
@@ -51,7 +51,7 @@ class TfKdReg(Method):
 
     def __post_init__(self) -> None:
         require_share("tf_kd_reg.correct_probability", self.correct_probability)
-        require_positive("tf_kd_reg.temperature", self.temperature)
+        checks.temperature("tf_kd_reg.temperature", self.temperature)
         require_non_negative("tf_kd_reg.ce_weight", self.ce_weight)
         require_non_negative("tf_kd_reg.kl_weight", self.kl_weight)
 
