@@ -24,6 +24,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
+from introkernels import checks
 from introkernels.types import LossParts
 
 Scalar = float | int | bool
@@ -232,6 +233,7 @@ def _is_plain(grad_loss: Tensor) -> bool:
     """Whether it is one number: not a trace's stand-in, and not a batch of numbers in disguise."""
     return not (
         torch.compiler.is_compiling()
+        or checks.is_fake(grad_loss)
         or torch._C._are_functorch_transforms_active()
         # The batches of torch.autograd.grad(..., is_grads_batched=True).
         or torch._C._functorch.is_legacy_batchedtensor(grad_loss)

@@ -1,8 +1,8 @@
 """Checks of arguments: every bad call ends here, before any kernel runs.
 
 Each message names the argument, what it got and what is allowed. All checks but
-:func:`target_in_range` and :func:`class_index_values` look at shapes, dtypes and Python numbers
-only, so they never read a tensor's values and never wait for a device.
+:func:`target_in_range` and :func:`class_index_values` look at shapes, dtypes, storages and Python
+numbers only, so they never read a tensor's values and never wait for a device.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES, ExplanationStats
 
 _LARGEST = sys.float_info.max
+_PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,7 +30,9 @@ def describe(value: object) -> str:
     """A short description of an argument for a message, e.g. ``float32[4, 10] on cpu``."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        return f"{dtype}{list(value.shape)} on {value.device}"
+        # A nested tensor has no shape to ask for.
+        shape = "[nested]" if value.is_nested else list(value.shape)
+        return f"{dtype}{shape} on {value.device}"
     # A list may hold anything; what it is need not be shown whole.
     shown = reprlib.repr(value) if isinstance(value, (str, list, tuple, dict)) else repr(value)
     return f"{shown} ({type(value).__name__})"
@@ -40,8 +46,8 @@ def floating_tensor(name: str, value: object) -> None:
         raise TypeError(
             f"{name} must be float64, float32, bfloat16 or float16, got {describe(value)}"
         )
-    if value.layout != torch.strided:
-        raise _wrong_layout(name, value)
+    if value.layout != torch.strided or value.is_nested or type(value) not in _PLAIN:
+        _known_kind(name, value)
 
 
 def int64_tensor(name: str, value: object) -> None:
@@ -50,15 +56,50 @@ def int64_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {describe(value)}")
+    if value.layout != torch.strided or value.is_nested or type(value) not in _PLAIN:
+        _known_kind(name, value)
+
+
+def _known_kind(name: str, value: Tensor) -> None:
+    """Raise TypeError for a tensor whose numbers do not lie in one piece of memory, by strides."""
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense (strided) tensor, got a nested one: "
+            "join its parts into rows with .values()"
+        )
     if value.layout != torch.strided:
-        raise _wrong_layout(name, value)
+        raise TypeError(
+            f"{name} must be a dense (strided) tensor, got layout {value.layout}: "
+            "convert it with .to_dense()"
+        )
+    # The class DTensor takes long to import.
+    if hasattr(value, "full_tensor"):
+        raise TypeError(
+            f"{name} must be a tensor of this process, got a {type(value).__name__}: take the "
+            "whole with .full_tensor(), or this process's part with .to_local()"
+        )
 
 
-def _wrong_layout(name: str, value: Tensor) -> TypeError:
-    return TypeError(
-        f"{name} must be a dense (strided) tensor, got layout {value.layout}: "
-        "convert it with .to_dense()"
-    )
+def in_memory(tensors: dict[str, Tensor | None]) -> None:
+    """Raise ValueError for a tensor whose memory was given back: to read it ends the process."""
+    if is_dynamo_compiling():
+        return
+    for name, tensor in tensors.items():
+        if tensor is None or type(tensor) not in _PLAIN:
+            continue
+        try:
+            held = tensor.untyped_storage().nbytes()
+        except NotImplementedError:  # under a torch.func transform
+            continue
+        if not held and tensor.numel():
+            raise ValueError(
+                f"{name} must have memory, got {describe(tensor)} whose storage was resized to 0"
+            )
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape alone, and no values that could be read."""
+    return isinstance(tensor, FakeTensor)
 
 
 def same_device(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
@@ -401,11 +442,13 @@ def stats_and_target(value: object, target: object) -> None:
 
 
 def values_are_readable(tensor: Tensor) -> bool:
-    """Whether the values of index tensors are checked: always on the CPU.
+    """Whether the values of index tensors are checked: always on the CPU, where there are any.
 
     On a GPU reading them would stall its stream, so it happens only under ``INTROKERNELS_CHECK=1``;
     without it a kernel answers a bad row with NaN.
     """
+    if is_fake(tensor):
+        return False
     return tensor.device.type == "cpu" or os.environ.get("INTROKERNELS_CHECK") == "1"
 
 

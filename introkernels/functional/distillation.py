@@ -80,6 +80,9 @@ def distillation_loss(
     checks.logits_and_target(logits, target)
     checks.teacher_logits(teacher_logits, logits)
     checks.class_weight(weight, logits.shape[1], logits)
+    checks.in_memory(
+        {"logits": logits, "teacher_logits": teacher_logits, "target": target, "weight": weight}
+    )
     options = checks.loss_keywords(
         temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
     )

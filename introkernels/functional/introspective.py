@@ -125,6 +125,16 @@ def introspective_loss(
     checks.mixable_dtypes("logits", logits, "gradients", gradients)
     checks.same_device("logits", logits, "gradients", gradients)
     checks.class_weight(weight, num_classes, logits)
+    checks.in_memory(
+        {
+            "logits": logits,
+            "target": target,
+            "gradients": gradients,
+            "inputs": inputs,
+            "class_index": class_index,
+            "weight": weight,
+        }
+    )
     options = (
         *checks.loss_keywords(
             temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction

@@ -98,6 +98,15 @@ def linear_introspective_loss(
     checks.flag("return_parts", return_parts)
     checks.linear_head(features, weight, target, bias)
     checks.class_weight(class_weight, weight.shape[0], features, "class_weight")
+    checks.in_memory(
+        {
+            "features": features,
+            "weight": weight,
+            "target": target,
+            "bias": bias,
+            "class_weight": class_weight,
+        }
+    )
     options = (
         *checks.loss_keywords(
             temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction

@@ -83,6 +83,16 @@ def similarity_loss(
     num_classes = logits.shape[1]
     checks.stats(stats, "logits", logits, num_classes)
     checks.class_weight(weight, num_classes, logits)
+    checks.in_memory(
+        {
+            "logits": logits,
+            "target": target,
+            "stats.dots": stats.dots,
+            "stats.sq_norms": stats.sq_norms,
+            "stats.class_index": stats.class_index,
+            "weight": weight,
+        }
+    )
     options = (
         *checks.loss_keywords(
             temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction

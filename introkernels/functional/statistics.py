@@ -46,6 +46,9 @@ def explanation_stats(
     checks.target_of_rows(target, "gradients", gradients)
     checks.class_index(class_index, gradients.shape[0], gradients)
     checks.gradients_and_inputs(gradients, inputs, class_index, None)
+    checks.in_memory(
+        {"gradients": gradients, "inputs": inputs, "target": target, "class_index": class_index}
+    )
     dots, sq_norms = operators(gradients.device).explanation_stats(
         gradients.detach(),
         inputs.detach(),
@@ -86,6 +89,14 @@ def soft_labels(
             its row is NaN).
     """
     checks.stats_and_target(stats, target)
+    checks.in_memory(
+        {
+            "stats.dots": stats.dots,
+            "stats.sq_norms": stats.sq_norms,
+            "stats.class_index": stats.class_index,
+            "target": target,
+        }
+    )
     checks.temperature("temperature", temperature)
     checks.integer("ignore_index", ignore_index)
     checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)

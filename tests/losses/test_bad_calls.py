@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import introkernels as ik
@@ -77,6 +81,18 @@ def shown(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
+def nested(part: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
+        return torch.nested.as_nested_tensor([part, part])
+
+
+def freed(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 def wrong_tensors(function: str) -> Iterator[Any]:
     """Each tensor argument as another type, layout or dtype, and on another device."""
     arguments = good_call(function)
@@ -108,6 +124,29 @@ def wrong_tensors(function: str) -> Iterator[Any]:
             ),
             id=f"{function}-{name}-sparse",
         )  # fmt: skip
+        yield pytest.param(
+            BadCall(
+                function, {name: nested(good)}, TypeError,
+                (f"{name} must", "nested", ".values()"),
+            ),
+            id=f"{function}-{name}-nested",
+        )  # fmt: skip
+        yield pytest.param(
+            BadCall(
+                function, {name: nested(good.to(torch.int32))}, TypeError,
+                (f"{name} must", "int32[nested]", allowed),
+            ),
+            id=f"{function}-{name}-nested-int32",
+        )  # fmt: skip
+        yield pytest.param(
+            BadCall(
+                function,
+                {name: freed(good)},
+                ValueError,
+                (f"{name} must", shown(good), "resized to 0"),
+            ),
+            id=f"{function}-{name}-freed",
+        )
         if len(tensors) == 1:
             continue
         # The first tensor's device is the one the others are held against.
@@ -266,6 +305,12 @@ def wrong_stats() -> Iterator[Any]:
             ("class_index must", "int64[1, 3]", "[4, K]"),
         ),
         (
+            "sq-norms-freed",
+            Stats(dots, freed(dots)),
+            ValueError,
+            ("stats.sq_norms must have memory", "float32[4, 5]", "resized to 0"),
+        ),
+        (
             "sq-norms-device",
             Stats(dots, dots.to("meta")),
             ValueError,
@@ -364,6 +409,24 @@ def wrong_keywords() -> Iterator[Any]:
                         ),
                         id=f"{function}-{keyword}-{short}",
                     )
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """This process as a mesh of its own."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_distributed_tensors_are_named(mesh: DeviceMesh) -> None:
+    for function in FUNCTIONS:
+        arguments = good_call(function)
+        for name, good in arguments.items():
+            if isinstance(good, Tensor):
+                distributed = DTensor.from_local(good, mesh, run_check=False)
+                with pytest.raises(TypeError, match=rf"^{name} must .*DTensor: .*\.to_local\(\)"):
+                    getattr(ik, function)(**{**arguments, name: distributed})
 
 
 class KernelLog(TorchDispatchMode):

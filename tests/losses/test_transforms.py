@@ -9,6 +9,7 @@ import torch
 from helpers.cases import BUILDERS, Case, introspective_case, linear_case, similarity_case
 from helpers.oracle import evaluate
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 import introkernels as ik
@@ -50,6 +51,42 @@ def test_grad_is_what_autograd_gives(backend: str, function: str) -> None:
     expected = evaluate(case).grads
     for name in case.differentiable:
         assert torch.equal(grad(loss_of(case, name))(case[name]), expected[name])
+
+
+@pytest.mark.parametrize("function", BUILDERS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_fake_tensors_have_the_shapes_of_real_ones(
+    backend: str, function: str, reduction: str
+) -> None:
+    case = BUILDERS[function](6, 5, reduction=reduction)
+    real = evaluate(case)
+    with FakeTensorMode() as mode:
+        stand_ins = {
+            name: None if tensor is None else mode.from_tensor(tensor)
+            for name, tensor in case.tensors.items()
+        }
+        fake = evaluate(case.with_tensors(**stand_ins))
+    pairs = [(getattr(fake, part), getattr(real, part)) for part in ("loss", "ce", "kl")]
+    pairs += [(fake.grads[name], grad) for name, grad in real.grads.items()]
+    for ours, expected in pairs:
+        assert isinstance(ours, FakeTensor)
+        assert (ours.shape, ours.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize("explained", [None, 3])
+def test_statistics_and_soft_labels_of_fake_tensors(backend: str, explained: int | None) -> None:
+    case = introspective_case(6, 5, explained=explained)
+    _, target, gradients, inputs = case.arguments()
+    index = case.keywords["class_index"]
+    real = ik.soft_labels(
+        ik.explanation_stats(gradients, inputs, target, class_index=index), target
+    )
+    with FakeTensorMode() as mode:
+        target, gradients, inputs = map(mode.from_tensor, (target, gradients, inputs))
+        index = None if index is None else mode.from_tensor(index)
+        stats = ik.explanation_stats(gradients, inputs, target, class_index=index)
+        fake = ik.soft_labels(stats, target)
+    assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
 
 
 def test_grad_by_several_arguments_with_parts(backend: str) -> None:
