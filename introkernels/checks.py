@@ -154,11 +154,6 @@ def within(name: str, value: object, least: float, most: float) -> float:
     return number
 
 
-def fraction(name: str, value: object) -> float:
-    """``value`` as a float; raises unless it lies in [0, 1]."""
-    return within(name, value, 0, 1)
-
-
 def temperature(name: str, value: object) -> float:
     """``value`` as a float; raises unless the losses are accurate at this temperature."""
     return within(name, value, 0.05, 100)
@@ -224,7 +219,7 @@ def loss_keywords(
         non_negative("ce_weight", ce_weight),
         non_negative("kl_weight", kl_weight),
         integer("ignore_index", ignore_index),
-        fraction("label_smoothing", label_smoothing),
+        within("label_smoothing", label_smoothing, 0, 1),
         reduction(reduction_name),
     )
 
@@ -240,7 +235,7 @@ def label_keywords(
         within("similarity_temperature", similarity_temperature, 0.01, 100),
         similarity(similarity_name),
         label_mode(label_mode_name),
-        fraction("non_target_mass", non_target_mass),
+        within("non_target_mass", non_target_mass, 0, 1),
     )
 
 

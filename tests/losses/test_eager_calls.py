@@ -105,7 +105,7 @@ def python_calls(work: Callable[[], object]) -> int:
 def test_few_python_functions_stand_around_a_kernel(compiled_backend: str, function: str) -> None:
     """Their number stands for the time of a small call, which no busy machine can blur.
 
-    Today it is 33 to 48 without a gradient, 74 to 113 with one, forward and backward together. One
+    Today it is 42 to 57 without a gradient, 88 to 118 with one, forward and backward together. One
     ``inspect.signature`` is some hundred.
     """
     case = BUILDERS[function](6, 5)
