@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -133,9 +134,9 @@ Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   if (sizes.size() == 2) strides[0] = sizes.begin()[1];
   AtenTensorHandle handle = nullptr;
   // Half the time of torch::stable::new_empty, which goes through the dispatcher.
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-      static_cast<int32_t>(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                  strides.data(), static_cast<int32_t>(dtype),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   advise_huge_pages(tensor);
   return tensor;

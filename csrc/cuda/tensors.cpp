@@ -1,6 +1,7 @@
 #include "cuda/tensors.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <array>
 #include <cstdlib>
@@ -61,12 +62,12 @@ bool indices_are_checked() {
 Tensor allocate(const Tensor& like, int64_t dims, const int64_t* sizes, const int64_t* strides,
                 ScalarType dtype) {
   int32_t device_type = 0, device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
   // Half the time of torch::stable::new_empty, which goes through the dispatcher.
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes, strides, static_cast<int32_t>(dtype), device_type, device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, static_cast<int32_t>(dtype),
+                                                  device_type, device_index, &handle));
   Tensor tensor(handle);
 #if defined(INTROKERNELS_EMULATION)
   // What is read before it is written shows: to floating types this is NaN.
@@ -143,8 +144,7 @@ OnDeviceOf::OnDeviceOf(const Tensor&) {}
 #else
 OnDeviceOf::OnDeviceOf(const Tensor& tensor) : guard_(tensor.get_device_index()) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);
 }
 #endif
