@@ -31,8 +31,11 @@ EMULATED := INTROKERNELS_TEST_BACKENDS=cuda
 INTERPRETED := TRITON_INTERPRET=1 INTROKERNELS_TEST_BACKENDS=triton
 QUICK := -m 'not slow and not big and not gpu'
 
+# Builds, and trainings by the command line, are left to `make test`.
+WHOLE_COMMANDS := tests/packaging tests/train/test_cli.py tests/train/test_distributed_training.py
+
 check: $(BUILT)  ## two minutes: a case of each quick test, on C++ and plain PyTorch
-	$(RUN) $(PYTEST) $(QUICK) --at-most 1
+	$(RUN) $(PYTEST) $(QUICK) --at-most 1 $(WHOLE_COMMANDS:%=--ignore=%)
 
 test: $(BUILT)  ## eight minutes: every property on every backend; CUDA emulated, Triton interpreted
 	$(RUN) $(PYTEST) $(QUICK) --at-most 4
@@ -42,7 +45,7 @@ test: $(BUILT)  ## eight minutes: every property on every backend; CUDA emulated
 # What `make test` leaves out: each of these is a run of its own.
 test-all: test test-rest  ## everything: every case, order and instruction set, planted faults, sanitizers
 
-test-rest: test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize
+test-rest: test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize  ## what `make test-all` has beyond `make test`
 
 test-suite: $(BUILT)  ## every case on C++ and plain PyTorch, slow tests too
 	$(RUN) $(PYTEST)
