@@ -15,7 +15,7 @@ TEST_CXX_SOURCES := $(sort $(shell find tests -name '*.cu' -o -name '*.h'))
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-rest test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize gpu-check lint format build wheel doctor clean
+.PHONY: help demo check test test-all test-rest test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize compilers gpu-check lint format build wheel doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ test: $(BUILT)  ## eight minutes: every property on every backend; CUDA emulated
 # What `make test` leaves out: each of these is a run of its own.
 test-all: test test-rest  ## everything: every case, order and instruction set, planted faults, sanitizers
 
-test-rest: test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize  ## what `make test-all` has beyond `make test`
+test-rest: test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize compilers  ## what `make test-all` has beyond `make test`
 
 test-suite: $(BUILT)  ## every case on C++ and plain PyTorch, slow tests too
 	$(RUN) $(PYTEST)
@@ -80,6 +80,9 @@ SANITIZE ?= --sample
 
 sanitize: $(INSTALLED)  ## run the tests on C++ built with Address- and UndefinedBehaviourSanitizer
 	$(PY) tests/run_sanitized.py $(SANITIZE)
+
+compilers: $(INSTALLED)  ## compile csrc/cpu by Clang and for aarch64, where those compilers are found
+	$(PY) tests/compile_cpu_sources.py
 
 # With the Python at hand and what it finds: such a machine may have no network to install from.
 gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 9 minutes
@@ -123,7 +126,7 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@rm -f $(VENV)/.built-*
 	@touch $@
 
-$(BUILT): $(INSTALLED) setup_cuda.py $(CXX_SOURCES) introkernels/_version.py introkernels/ops/schema.py
+$(BUILT): $(INSTALLED) setup_cuda.py csrc/flags.txt $(CXX_SOURCES) introkernels/_version.py introkernels/ops/schema.py
 	@echo "Building the libraries of csrc"
 	@mkdir -p build
 	@$(PY) setup.py --quiet build_ext --inplace > build/build.log 2>&1 \

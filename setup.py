@@ -81,18 +81,9 @@ OLDEST_TORCH = (2, 10)
 TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 STANDARD = "-std=c++20"
 # No -ffast-math (NaN and −inf carry meaning here), and no contraction to fused multiply-add other
-# than where a kernel says so: the bits are not the compiler's choice.
-CXX_FLAGS = [
-    STANDARD,
-    "-O3",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-    # Vectors wider than the machine's registers are passed between inlined functions only.
-    "-Wno-psabi",
-]
+# than where a kernel says so: the bits are not the compiler's choice. -Wno-psabi, as vectors wider
+# than the machine's registers are passed between inlined functions only.
+CXX_FLAGS = [STANDARD, "-O3", *(ROOT / "csrc" / "flags.txt").read_text().split()]
 
 
 def requested(switch: str) -> str:

@@ -34,8 +34,8 @@ _FLAGS = (
     # Its headers stand before those of CUDA, if there are any.
     *("-DINTROKERNELS_EMULATION", "-Icsrc/emulation", "-Icsrc"),
 )
-# Of torch 2.10, as in setup.py.
-_TORCH_FLAGS = (
+# What torch's headers ask for: the stable ABI of torch 2.10, as in setup.py.
+TORCH_FLAGS = (
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
     *(f"-isystem{folder}" for folder in cpp_extension.include_paths()),
 )
@@ -138,7 +138,7 @@ class _Rules:
         compiler = os.environ.get("CXX", "c++")
         sanitizers = _SANITIZED_FLAGS if SANITIZED else ()
         flags = shlex.join(
-            (*_FLAGS, *(_TORCH_FLAGS if torch_library else ()), *sanitizers, *more_flags)
+            (*_FLAGS, *(TORCH_FLAGS if torch_library else ()), *sanitizers, *more_flags)
         )
         link_flags = (*sanitizers, *(_TORCH_LINK_FLAGS if torch_library else ()))
         self._lines = [

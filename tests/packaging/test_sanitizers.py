@@ -1,4 +1,4 @@
-"""The two builds with sanitizers take their flags from one file."""
+"""The two builds, with sanitizers too, take their flags from the same files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from building import ROOT, run
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
-def test_cmake_compiles_and_links_with_the_flags_of_the_file(
+def test_cmake_compiles_and_links_with_the_flags_of_the_files(
     tiny_tree: Path, tmp_path: Path
 ) -> None:
     shutil.copy(ROOT / "CMakeLists.txt", tiny_tree)
@@ -25,9 +25,13 @@ def test_cmake_compiles_and_links_with_the_flags_of_the_file(
     ):
         result = run("cmake", *step, cwd=tmp_path)
         assert result.returncode == 0, result.stdout
-    flags = set((tiny_tree / "csrc/sanitizers.txt").read_text().split())
-    assert any(flag.startswith("-fsanitize=") for flag in flags)
+    flags, sanitizers = (
+        set((tiny_tree / "csrc" / name).read_text().split())
+        for name in ("flags.txt", "sanitizers.txt")
+    )
+    assert "-ffp-contract=off" in flags
+    assert any(flag.startswith("-fsanitize=") for flag in sanitizers)
     commands = json.loads((folder / "compile_commands.json").read_text())
     (command,) = (item["command"] for item in commands if item["file"].endswith("tiny.cpp"))
-    assert flags <= set(shlex.split(command))
+    assert flags | sanitizers <= set(shlex.split(command))
     assert b"__asan_init" in (folder / "_cpu.so").read_bytes()

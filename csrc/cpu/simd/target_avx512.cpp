@@ -8,10 +8,9 @@
     apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
-
 // GCC 12 takes the undefined vectors inside its own intrinsics for uninitialised variables.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #define INTROKERNELS_TARGET avx512
 #define INTROKERNELS_AVX512
