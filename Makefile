@@ -15,7 +15,7 @@ TEST_CXX_SOURCES := $(sort $(shell find tests -name '*.cu' -o -name '*.h'))
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-rest test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize compilers gpu-check lint format build wheel doctor clean
+.PHONY: help demo check test test-all test-rest test-suite test-emulated test-interpreted kernels test-capabilities test-big sanitize compilers gpu-check test-torch lint format build wheel doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ sanitize: $(INSTALLED)  ## run the tests on C++ built with Address- and Undefine
 
 compilers: $(INSTALLED)  ## compile csrc/cpu by Clang and for aarch64, where those compilers are found
 	$(PY) tests/compile_cpu_sources.py
+
+test-torch:  ## build and test on releases of torch, TORCH="2.10.0 2.14.1" (6 GB each)
+	$(PYTHON) tests/run_on_torch.py $(TORCH)
 
 # With the Python at hand and what it finds: such a machine may have no network to install from.
 gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 9 minutes
