@@ -77,7 +77,7 @@ class Release:
         pins = re.findall(
             rf"^(?:{'|'.join(NEEDED)})==.+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
         )
-        pip = ("-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check")
+        pip = ("-m", "pip", "install", "-qq", "--no-cache-dir", "--disable-pip-version-check")
         self.python(*pip, f"torch=={self.name}", "setuptools>=77", *pins)
         stamp.touch()
 
