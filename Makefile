@@ -39,7 +39,7 @@ check: $(BUILT)  ## two minutes: a case of each quick test, on C++ and plain PyT
 
 test: $(BUILT)  ## eight minutes: every property on every backend; CUDA emulated, Triton interpreted
 	$(RUN) $(PYTEST) $(QUICK) --at-most 4
-	$(RUN) $(EMULATED) $(PYTEST) $(QUICK) --at-most 1 tests/losses tests/cuda
+	$(RUN) $(EMULATED) $(PYTEST) $(QUICK) --at-most 4 tests/losses tests/cuda
 	$(RUN) $(INTERPRETED) $(PYTEST) $(QUICK) --all-kernel-lines --at-most 1 tests/losses tests/triton
 
 # What `make test` leaves out: each of these is a run of its own.

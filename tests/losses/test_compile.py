@@ -252,7 +252,11 @@ def test_double_backward_of_compiled_loss_raises(backend: str) -> None:
 
 
 # Dynamo looks at the ``grad`` of what it is given, and hides the warning from all but this filter.
-@pytest.mark.filterwarnings("error", "ignore:The .grad attribute of a Tensor")
+@pytest.mark.filterwarnings(
+    "error",
+    "ignore:The .grad attribute of a Tensor",
+    "ignore::Warning:triton.runtime.interpreter",
+)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("function", BUILDERS)
 def test_backward_of_a_plain_call_in_compiled_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +19,17 @@ pytestmark = pytest.mark.not_interpreted("the interpreter runs one launch at a t
 
 
 def run_together(work: Callable[[int], Outcome], workers: int = 4, calls: int = 6) -> list[Outcome]:
-    """``work(number)`` in several threads that start at the same moment."""
+    """``work(number)`` in several threads that start at the same moment, on this one's backend."""
     start = threading.Barrier(workers)
+    contexts = [contextvars.copy_context() for _ in range(workers)]
 
     def thread(number: int) -> list[Outcome]:
         start.wait()
         return [work(number) for _ in range(calls)]
 
     with ThreadPoolExecutor(workers) as pool:
-        return [outcome for outcomes in pool.map(thread, range(workers)) for outcome in outcomes]
+        done = [pool.submit(contexts[number].run, thread, number) for number in range(workers)]
+        return [outcome for outcomes in done for outcome in outcomes.result()]
 
 
 @pytest.mark.parametrize("function", BUILDERS)

@@ -249,7 +249,7 @@ def test_unknown_names_list_what_there_is():
         load_dataset("mnist")
 
 
-@pytest.mark.parametrize("name", set(DATASETS) - {"image_folder"})
+@pytest.mark.parametrize("name", sorted({*DATASETS} - {"image_folder"}))
 def test_only_an_image_folder_has_a_choice_of_size(name):
     with pytest.raises(DataError, match="image_size: got 32, but only image_folder"):
         load_dataset(name, image_size=32)
