@@ -9,7 +9,6 @@ from introkernels.functional import (
     introspective_loss,
     linear_introspective_loss,
     similarity_loss,
-    soft_labels,
 )
 from introkernels.modules import (
     DistillationLoss,
@@ -19,6 +18,7 @@ from introkernels.modules import (
 )
 from introkernels.objective import IntrospectiveObjective
 from introkernels.ops.select import use_backend
+from introkernels.teachers import soft_labels, teacher_logits
 from introkernels.types import ExplanationStats, LossParts
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "reference",
     "similarity_loss",
     "soft_labels",
+    "teacher_logits",
     "use_backend",
 ]

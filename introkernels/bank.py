@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
 from introkernels import checks
-from introkernels.explain.similarities import similarities
+from introkernels.teachers import similarities
 from introkernels.types import ExplanationStats, Similarity
 
 
@@ -101,8 +101,8 @@ class SimilarityBank:
         self._mean = torch.where(count > 0, moved, before)
         self._seen = self._seen | (count > 0)
 
-    def stats(self, target: Tensor) -> ExplanationStats:
-        """Statistics ``[B, C]`` whose similarities, of either kind, are the rows of the targets.
+    def similarities(self, target: Tensor) -> Tensor:
+        """The rows ``[B, C]`` of the targets; a target that is no class gets any.
 
         Raises:
             RuntimeError: before the first update.
@@ -111,8 +111,7 @@ class SimilarityBank:
             raise RuntimeError("the similarity bank is empty before its first update")
         self._move(target.device)
         known = (target >= 0) & (target < len(self._mean))
-        dots = self._mean[torch.where(known, target, 0)]
-        return ExplanationStats(dots, torch.ones_like(dots))
+        return self._mean[torch.where(known, target, 0)]
 
     def _move(self, device: torch.device) -> None:
         """Follow the targets: a state may have been loaded to another device."""

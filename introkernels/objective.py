@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from introkernels import checks
+from introkernels import checks, teachers
 from introkernels.bank import SimilarityBank
 from introkernels.explain import policy
 from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.jvp import JVPS, Jvp
 from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
-from introkernels.functional import similarity_loss
+from introkernels.functional import distillation_loss
 from introkernels.generators import ResumableGenerator
 from introkernels.modules import SimilarityLoss
 from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+
+# The keywords of a loss that tell how similarities become soft labels.
+LABEL_KEYWORDS = ("similarity_temperature", "similarity", "label_mode", "non_target_mass")
 
 
 class IntrospectiveObjective(nn.Module):
@@ -173,21 +176,43 @@ class IntrospectiveObjective(nn.Module):
         kl_weight = share * checks.non_negative("kl_weight", self.loss.kl_weight)
         logits, stats = self._explained(inputs, target, counts, kl_weight > 0)
         self.logits = logits.detach()
-        result: Tensor | LossParts
-        if stats is None:
-            result = self._cross_entropy(logits, target)
+        keywords = self.loss.keywords()
+        labels = {name: keywords.pop(name) for name in LABEL_KEYWORDS}
+        similarity = labels.pop("similarity")
+        temperature = keywords["temperature"]
+        if self._bank is not None and self._bank.matrix is not None:
+            found = self._bank.similarities(target)
+            teacher = teachers.of_similarities(
+                found, target, class_index=None, temperature=temperature, **labels
+            )
+        elif stats is not None:
+            teacher = teachers.among_all(
+                teachers.teacher_logits(
+                    stats,
+                    target,
+                    similarity=similarity,
+                    temperature=temperature,
+                    ignore_index=self.loss.ignore_index,
+                    **labels,
+                ),
+                stats.class_index,
+                logits.shape[1],
+            )
         else:
-            keywords = {**self.loss.keywords(), "kl_weight": kl_weight}
-            result = similarity_loss(logits, target, stats, **keywords)
+            # Without soft labels the model is its own teacher, from which nothing diverges.
+            teacher, kl_weight = self.logits, 0.0
+        result: Tensor | LossParts = distillation_loss(
+            logits, teacher, target, **{**keywords, "kl_weight": kl_weight}
+        )
         self.step += counts
         return result
 
     def _explained(
         self, inputs: Tensor | tuple[Any, ...], target: Tensor, counts: bool, matters: bool
     ) -> tuple[Tensor, ExplanationStats | None]:
-        """Logits with the training graph, and the statistics of soft labels if there are any.
+        """Logits with the training graph, and the statistics of a model that is explained now.
 
-        ``matters``: whether soft labels have any weight.
+        They update the bank, if there is one. ``matters``: whether soft labels have any weight.
         """
         bank = self._bank
         if counts:
@@ -198,8 +223,7 @@ class IntrospectiveObjective(nn.Module):
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             logits = self.model(*arguments)
             checks.logits_and_target(logits, target)
-            filled = bank is not None and bank.matrix is not None
-            return logits, bank.stats(target) if bank is not None and filled else None
+            return logits, None
         checks.int64_tensor("target", target)
         generator = self._generator.on(target.device)
         logits, stats = class_explanation_stats(
@@ -211,28 +235,16 @@ class IntrospectiveObjective(nn.Module):
             ignore_index=self.loss.ignore_index,
             **self._explanation,
         )
-        if bank is None or not counts:
-            return logits, stats
-        bank.update(
-            stats,
-            target,
-            logits.shape[1],
-            similarity=self.loss.similarity,
-            ignore_index=self.loss.ignore_index,
-            group=self._group(),
-        )
-        return logits, bank.stats(target)
-
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor | LossParts:
-        """The loss without soft labels, whose divergence is told as 0."""
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        nothing = torch.zeros_like(logits, dtype=dtype)
-        keywords = {**self.loss.keywords(), "kl_weight": 0.0}
-        stats = ExplanationStats(nothing, nothing)
-        result: Tensor | LossParts = similarity_loss(logits, target, stats, **keywords)
-        if isinstance(result, LossParts):
-            return LossParts(result.loss, result.ce, torch.zeros_like(result.kl))
-        return result
+        if bank is not None and counts:
+            bank.update(
+                stats,
+                target,
+                logits.shape[1],
+                similarity=self.loss.similarity,
+                ignore_index=self.loss.ignore_index,
+                group=self._group(),
+            )
+        return logits, stats
 
     def _group(self) -> Any:
         # A compiled wrapper is a wrapper still.

@@ -13,7 +13,7 @@ summed in float32.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ __all__ = [
     "linear_introspective_loss",
     "similarity_loss",
     "soft_labels",
+    "teacher_logits",
 ]
 
 _NEVER = float("-inf")
@@ -66,7 +67,7 @@ def explanation_stats(
     )
 
 
-def soft_labels(
+def teacher_logits(
     stats: ExplanationStats,
     target: Tensor,
     *,
@@ -77,19 +78,35 @@ def soft_labels(
     non_target_mass: float = 0.1,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Soft labels ``q [B, K]`` over the explained classes, in the dtype of the statistics."""
+    """Teacher logits ``t [B, K]`` of the explained classes, in the dtype of the statistics."""
     is_target = target_columns(target, stats.dots.shape[1], stats.class_index)
-    log_q = _log_soft_labels(
-        similarities(stats, is_target, similarity) / similarity_temperature,
-        is_target,
-        torch.ones_like(is_target),
-        temperature,
-        label_mode,
-        non_target_mass,
-    )
+    s = similarities(stats, is_target, similarity)
+    if label_mode == "softmax":
+        logits = (s - 1) / similarity_temperature
+    else:
+        logits = temperature * _log_soft_labels(
+            s / similarity_temperature,
+            is_target,
+            torch.ones_like(is_target),
+            temperature,
+            label_mode,
+            non_target_mass,
+        )
     labelled = is_target.any(1, keepdim=True) & (target != ignore_index)[:, None]
-    q = torch.where(labelled, log_q.exp(), float("nan"))
-    return q.to(stats.dots.dtype)
+    return torch.where(labelled, logits, float("nan")).to(stats.dots.dtype)
+
+
+def soft_labels(
+    stats: ExplanationStats, target: Tensor, *, temperature: float = 4.0, **labels: Any
+) -> Tensor:
+    """Soft labels ``q = softmax(t / T) [B, K]``; the keywords are those of `teacher_logits`."""
+    logits = teacher_logits(
+        ExplanationStats(stats.dots.double(), stats.sq_norms.double(), stats.class_index),
+        target,
+        temperature=temperature,
+        **labels,
+    )
+    return torch.softmax(logits / temperature, 1).to(stats.dots.dtype)
 
 
 def distillation_loss(

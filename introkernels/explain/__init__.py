@@ -10,8 +10,8 @@ from introkernels.explain.explainers import (
     SmoothGrad,
 )
 from introkernels.explain.jvp import JVPS
-from introkernels.explain.similarities import similarities
 from introkernels.explain.stats import METHODS, MODES, class_explanation_stats
+from introkernels.teachers import similarities
 
 __all__ = [
     "EXPLAINERS",

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from introkernels import checks
 from introkernels.explain import policy
-from introkernels.explain.similarities import similarities
 from introkernels.explain.stats import METHODS, Method, class_explanation_stats
+from introkernels.teachers import similarities
 from introkernels.types import ExplanationStats
 
 # What the sketch reaches with 8 probes on trained and untrained networks.

@@ -8,7 +8,7 @@ from introkernels.functional.distillation import distillation_loss
 from introkernels.functional.introspective import introspective_loss
 from introkernels.functional.linear import linear_introspective_loss
 from introkernels.functional.similarity import similarity_loss
-from introkernels.functional.statistics import explanation_stats, soft_labels
+from introkernels.functional.statistics import explanation_stats
 
 __all__ = [
     "distillation_loss",
@@ -16,5 +16,4 @@ __all__ = [
     "introspective_loss",
     "linear_introspective_loss",
     "similarity_loss",
-    "soft_labels",
 ]

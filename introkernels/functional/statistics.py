@@ -1,13 +1,12 @@
-"""What lies between explanations and losses: statistics, and the soft labels made of them."""
+"""The statistics of explanations given as gradients."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from introkernels import checks, reference
+from introkernels import checks
 from introkernels.ops.select import operators
-from introkernels.types import ExplanationStats, LabelMode, Similarity
+from introkernels.types import ExplanationStats
 
 
 def explanation_stats(
@@ -58,57 +57,3 @@ def explanation_stats(
         checks.integer("ignore_index", ignore_index),
     )
     return ExplanationStats(dots, sq_norms, class_index)
-
-
-def soft_labels(
-    stats: ExplanationStats,
-    target: Tensor,
-    *,
-    temperature: float = 4.0,
-    similarity_temperature: float = 1.0,
-    similarity: Similarity = "cosine",
-    label_mode: LabelMode = "softmax",
-    non_target_mass: float = 0.1,
-    ignore_index: int = -100,
-) -> Tensor:
-    """The soft labels ``q`` of explanation statistics, to look at.
-
-    They are those that :func:`similarity_loss` distils in rows where no logit is -inf.
-
-    Args:
-        stats: an :class:`ExplanationStats` of ``K`` explained classes.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
-        ignore_index: a target of this value leaves NaN in its row.
-
-    Returns:
-        ``[B, K]`` in the dtype of the statistics; each row sums to one.
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
-        IndexError: a target outside ``[0, C)`` (not checked in compiled or transformed code, where
-            its row is NaN).
-    """
-    checks.stats_and_target(stats, target)
-    checks.in_memory(
-        {
-            "stats.dots": stats.dots,
-            "stats.sq_norms": stats.sq_norms,
-            "stats.class_index": stats.class_index,
-            "target": target,
-        }
-    )
-    checks.temperature("temperature", temperature)
-    checks.integer("ignore_index", ignore_index)
-    checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if not traced and stats.class_index is None:
-        checks.target_in_range(target, stats.dots.shape[1], ignore_index)
-    return reference.soft_labels(
-        stats,
-        target,
-        temperature=temperature,
-        similarity_temperature=similarity_temperature,
-        similarity=similarity,
-        label_mode=label_mode,
-        non_target_mass=non_target_mass,
-    )

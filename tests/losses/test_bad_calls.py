@@ -55,6 +55,7 @@ def good_call(function: str) -> dict[str, Any]:
         },
         "explanation_stats": {"gradients": gradients, "inputs": inputs, "target": target},
         "soft_labels": {"stats": stats, "target": target},
+        "teacher_logits": {"stats": stats, "target": target},
     }[function]
 
 
@@ -64,7 +65,7 @@ LOSSES = (
     "similarity_loss",
     "distillation_loss",
 )
-FUNCTIONS = (*LOSSES, "explanation_stats", "soft_labels")
+FUNCTIONS = (*LOSSES, "explanation_stats", "soft_labels", "teacher_logits")
 
 
 class BadCall(NamedTuple):
@@ -323,7 +324,7 @@ def wrong_stats() -> Iterator[Any]:
             ("class_index must be on", "meta"),
         ),
     ]
-    for function in ("similarity_loss", "soft_labels"):
+    for function in ("similarity_loss", "soft_labels", "teacher_logits"):
         for name, stats, error, fragments in table:
             yield pytest.param(
                 BadCall(function, {"stats": stats}, error, fragments), id=f"{function}-{name}"
@@ -341,13 +342,13 @@ def wrong_stats() -> Iterator[Any]:
 
 
 KEYWORDS: dict[str, tuple[str, ...]] = {
-    "temperature": (*LOSSES, "soft_labels"),
-    "similarity_temperature": (*LOSSES[:3], "soft_labels"),
+    "temperature": (*LOSSES, "soft_labels", "teacher_logits"),
+    "similarity_temperature": (*LOSSES[:3], "soft_labels", "teacher_logits"),
     "ce_weight": LOSSES,
     "kl_weight": LOSSES,
-    "similarity": (*LOSSES[:3], "soft_labels"),
-    "label_mode": (*LOSSES[:3], "soft_labels"),
-    "non_target_mass": (*LOSSES[:3], "soft_labels"),
+    "similarity": (*LOSSES[:3], "soft_labels", "teacher_logits"),
+    "label_mode": (*LOSSES[:3], "soft_labels", "teacher_logits"),
+    "non_target_mass": (*LOSSES[:3], "soft_labels", "teacher_logits"),
     "label_smoothing": LOSSES,
     "center": (*LOSSES[:2], "explanation_stats"),
     "ignore_index": (*LOSSES, "explanation_stats"),
@@ -447,7 +448,7 @@ def test_the_call_that_the_others_spoil_is_good(function: str) -> None:
     with KernelLog() as log:
         result = getattr(ik, function)(**good_call(function))
     assert torch.isfinite(result if isinstance(result, Tensor) else result[0]).all()
-    assert log.called or function == "soft_labels"
+    assert log.called or function in ("soft_labels", "teacher_logits")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 import introkernels as ik
 from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput, Method
+from introkernels.train.methods.distilling import distil
 from introkernels.types import LabelMode, Similarity
 
 
@@ -53,7 +54,7 @@ class Introspective(Method):
 
     @property
     def label_keywords(self) -> dict[str, Any]:
-        """Keyword arguments of `introkernels.soft_labels`."""
+        """Keyword arguments of `introkernels.teacher_logits`."""
         return {
             "temperature": self.temperature,
             "similarity_temperature": self.similarity_temperature,
@@ -66,6 +67,17 @@ class Introspective(Method):
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the loss functions, `center` left out."""
         return self.label_keywords | {"ce_weight": self.ce_weight, "kl_weight": self.kl_weight}
+
+    def distil(self, logits: Tensor, teacher_logits: Tensor, target: Tensor) -> LossOutput:
+        """The loss with the soft labels of teacher logits ``[B, C]``."""
+        return distil(
+            logits,
+            teacher_logits,
+            target,
+            temperature=self.temperature,
+            ce_weight=self.ce_weight,
+            kl_weight=self.kl_weight,
+        )
 
     def explained_loss(
         self, model: Classifier, inputs: Tensor, target: Tensor, **how: Any

@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 
 import introkernels as ik
 from introkernels.bank import SimilarityBank
+from introkernels.teachers import of_similarities
 from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import (
     Learner,
@@ -71,10 +72,17 @@ class _BankLearner(Learner):
             ignore_index=-100,
             group=distributed.group.WORLD if distributed.is_initialized() else None,
         )
-        parts = ik.similarity_loss(
-            logits, target, self._bank.stats(target), return_parts=True, **self.method.keywords
+        method = self.method
+        teacher = of_similarities(
+            self._bank.similarities(target),
+            target,
+            class_index=None,
+            temperature=method.temperature,
+            similarity_temperature=method.similarity_temperature,
+            label_mode=method.label_mode,
+            non_target_mass=method.non_target_mass,
         )
-        return LossOutput(parts.loss, logits, {"ce": parts.ce, "kl": parts.kl})
+        return method.distil(logits, teacher, target)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The bank, which has no fixed shape before it is first filled."""

@@ -10,7 +10,6 @@ from torch import Tensor
 import introkernels as ik
 from introkernels.train.classifier import Classifier
 from introkernels.train.methods.base import LossOutput
-from introkernels.train.methods.distilling import distil
 from introkernels.train.methods.introspective import Introspective
 from introkernels.train.methods.responses import marked
 
@@ -33,14 +32,8 @@ class IntrospectiveControl(Introspective):
         logits, stats = ik.explain.class_explanation_stats(
             model, inputs, target, method="exact", center=self.center
         )
-        log_q = ik.soft_labels(stats, target, **self.label_keywords).log()
+        teacher = ik.teacher_logits(stats, target, **self.label_keywords)
+        log_q = (teacher / self.temperature).log_softmax(dim=1)
         similarity = ik.explain.similarities(stats, target, similarity=self.similarity)
         changed = self.changed(log_q, marked(target, log_q), similarity)
-        return distil(
-            logits,
-            self.temperature * changed,
-            target,
-            temperature=self.temperature,
-            ce_weight=self.ce_weight,
-            kl_weight=self.kl_weight,
-        )
+        return self.distil(logits, self.temperature * changed, target)

@@ -1,0 +1,198 @@
+"""Teacher logits of explanation statistics: all that knows of similarities and label modes.
+
+Whatever makes soft labels gives teacher logits ``t [B, C]``, whose soft labels are
+``softmax(t / T)``; the row loss asks for no more. Here they are plain PyTorch in the dtype of the
+statistics, float32 at least, without a graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from introkernels import checks, reference
+from introkernels.types import SIMILARITIES, ExplanationStats, LabelMode, Similarity
+
+_NEVER = float("-inf")
+
+
+def similarities(
+    stats: ExplanationStats, target: Tensor, *, similarity: Similarity = "cosine"
+) -> Tensor:
+    """The similarity of each class's explanation to that of the target, within [-1, 1].
+
+    ``"cosine"``: ``dots_c / sqrt(sq_norms_c * sq_norms_y)``; ``"projection"``:
+    ``dots_c / sq_norms_y``. It is 1 for the target, 0 where a norm is zero, and NaN where a norm
+    overflowed.
+
+    Args:
+        stats: statistics ``[B, K]``.
+        target: ``[B]`` int64.
+        similarity: which of the two.
+
+    Returns:
+        ``[B, K]`` in the dtype of the statistics; ``stats.class_index`` tells the classes.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type, shape, dtype or value.
+    """
+    checks.stats_and_target(stats, target)
+    checks.choice("similarity", similarity, SIMILARITIES)
+    return _similarities(stats, target, similarity).to(stats.dots.dtype)
+
+
+def teacher_logits(
+    stats: ExplanationStats,
+    target: Tensor,
+    *,
+    temperature: float = 4.0,
+    similarity_temperature: float = 1.0,
+    similarity: Similarity = "cosine",
+    label_mode: LabelMode = "softmax",
+    non_target_mass: float = 0.1,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The teacher logits ``t`` of explanation statistics, whose soft labels are ``softmax(t / T)``.
+
+    ``label_mode="softmax"``: ``t_c = (s_c - 1) / tau`` for the similarities ``s_c``. ``"split"``:
+    ``t = T * log(q)`` with ``q_y = 1 - m`` and ``q_c = m * softmax(s / (tau * T))_c``, a softmax
+    over the classes but the target, ``m`` being ``non_target_mass``. They may go to any loss that
+    takes a teacher:
+
+    >>> teacher = introkernels.teacher_logits(stats, target)
+    >>> loss = introkernels.distillation_loss(logits, teacher, target)
+
+    Args:
+        stats: an :class:`ExplanationStats` of ``K`` explained classes.
+        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        temperature: ``T``, read by ``label_mode="split"``.
+        similarity_temperature: ``tau``, which divides the similarities.
+        similarity: ``"cosine"`` or ``"projection"``; see `introkernels.explain.similarities`.
+        label_mode: ``"softmax"`` or ``"split"``.
+        non_target_mass: in [0, 1], read by ``label_mode="split"``.
+        ignore_index: a target of this value leaves NaN in its row, which no loss reads.
+
+    Returns:
+        ``[B, K]`` in the dtype of the statistics, float32 at least: of the classes in
+        ``stats.class_index``, if there is one. A row whose target is not explained is NaN.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        IndexError: a target outside ``[0, C)`` (not checked in compiled or transformed code, where
+            its row is NaN).
+    """
+    _check(stats, target, ignore_index)
+    checks.temperature("temperature", temperature)
+    checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
+    return of_similarities(
+        _similarities(stats, target, similarity),
+        torch.where(target == ignore_index, -1, target),
+        class_index=stats.class_index,
+        temperature=temperature,
+        similarity_temperature=similarity_temperature,
+        label_mode=label_mode,
+        non_target_mass=non_target_mass,
+    )
+
+
+def soft_labels(
+    stats: ExplanationStats,
+    target: Tensor,
+    *,
+    temperature: float = 4.0,
+    similarity_temperature: float = 1.0,
+    similarity: Similarity = "cosine",
+    label_mode: LabelMode = "softmax",
+    non_target_mass: float = 0.1,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The soft labels ``q = softmax(t / T)`` of explanation statistics, to look at.
+
+    They are those that `introkernels.similarity_loss` distils in rows where no logit is -inf.
+    Arguments and errors are those of `introkernels.teacher_logits`.
+
+    Returns:
+        ``[B, K]`` in the dtype of the statistics; each row sums to one, but those of ignored
+        targets, which are NaN.
+    """
+    logits = teacher_logits(
+        stats,
+        target,
+        temperature=temperature,
+        similarity_temperature=similarity_temperature,
+        similarity=similarity,
+        label_mode=label_mode,
+        non_target_mass=non_target_mass,
+        ignore_index=ignore_index,
+    )
+    return torch.softmax(logits / temperature, 1).to(stats.dots.dtype)
+
+
+def of_similarities(
+    similarity: Tensor,
+    target: Tensor,
+    *,
+    class_index: Tensor | None,
+    temperature: float,
+    similarity_temperature: float,
+    label_mode: LabelMode,
+    non_target_mass: float,
+) -> Tensor:
+    """Teacher logits ``[B, K]`` of similarities ``[B, K]``; keywords as in `teacher_logits`."""
+    is_target = reference.target_columns(target, similarity.shape[1], class_index)
+    if label_mode == "softmax":
+        logits = (similarity - 1) / similarity_temperature
+    else:
+        # A class without others has all of the mass.
+        mass = non_target_mass if similarity.shape[1] > 1 else 0.0
+        others = similarity.masked_fill(is_target, _NEVER) / (similarity_temperature * temperature)
+        log_q = _log(mass) + torch.log_softmax(others, 1)
+        logits = temperature * torch.where(is_target, _log(1 - mass), log_q)
+    return torch.where(is_target.any(1, keepdim=True), logits, float("nan"))
+
+
+def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> Tensor:
+    """Teacher logits ``[B, C]`` of the explained classes' ``[B, K]``: -inf for all others."""
+    if class_index is None:
+        return logits
+    # A class that does not exist is an ignored row's, or makes its row NaN.
+    known = (class_index >= 0) & (class_index < num_classes)
+    logits = torch.where(known.all(1, keepdim=True), logits, float("nan"))
+    index = torch.where(known, class_index, 0)
+    return logits.new_full((len(logits), num_classes), _NEVER).scatter(1, index, logits)
+
+
+def _similarities(stats: ExplanationStats, target: Tensor, similarity: Similarity) -> Tensor:
+    """``[B, K]``, float32 at least."""
+    wide = torch.promote_types(stats.dots.dtype, torch.float32)
+    dots, sq_norms = stats.dots.detach().to(wide), stats.sq_norms.detach().to(wide)
+    is_target = reference.target_columns(target, dots.shape[1], stats.class_index)
+    of_target = torch.where(is_target, sq_norms, 0).sum(1, keepdim=True)
+    # Two roots rather than the root of the product, which would underflow.
+    scale = sq_norms.sqrt() * of_target.sqrt() if similarity == "cosine" else of_target
+    # A norm that overflowed says nothing of the angle; dots / inf would pass for a right one.
+    quotient = torch.where(scale.isinf(), float("nan"), dots / scale)
+    result = torch.where(scale == 0, 0, quotient).clamp(-1, 1)
+    return torch.where(is_target, 1, result)
+
+
+def _check(stats: ExplanationStats, target: Tensor, ignore_index: int) -> None:
+    checks.stats_and_target(stats, target)
+    checks.in_memory(
+        {
+            "stats.dots": stats.dots,
+            "stats.sq_norms": stats.sq_norms,
+            "stats.class_index": stats.class_index,
+            "target": target,
+        }
+    )
+    checks.integer("ignore_index", ignore_index)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and stats.class_index is None:
+        checks.target_in_range(target, stats.dots.shape[1], ignore_index)
+
+
+def _log(mass: float) -> float:
+    return math.log(mass) if mass > 0 else _NEVER
