@@ -144,9 +144,8 @@ _DEFAULTS = {
 def _rows_of(case: Case, keywords: dict[str, object], eps: float, dtype: torch.dtype) -> _Rows:
     """The row loss of a case in float64."""
     if case.function == "linear_introspective_loss":
-        case = _spelt_out(case, keywords["ignore_index"])
-        features, weight = case["inputs"], case["gradients"][:1].squeeze(0)
-        logits_error = 4 * eps * F.linear(features.abs(), weight.abs())
+        head, case = case, _spelt_out(case, keywords["ignore_index"])
+        logits_error = 4 * eps * F.linear(case["inputs"].abs(), head["weight"].abs())
     else:
         logits_error = torch.zeros_like(case["logits"])
     logits, target, weight = case["logits"], case["target"], case.keywords.get("weight")
