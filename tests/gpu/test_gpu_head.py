@@ -39,7 +39,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @every_case
 def test_it_follows_the_definition(way: str, name: str) -> None:
     with torch.device("cuda"):
-        assert_follows_definition(CASES[name]())
+        assert_follows_definition(CASES[name](), rows_may_cancel=True)
 
 
 @every_case

@@ -58,7 +58,8 @@ def assert_same(actual: Outcome, expected: Outcome) -> None:
 def test_it_follows_the_definition(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
     rows, classes, width = size
     assert_follows_definition(
-        linear_case(rows, classes, dtype, width=width, ignored=min(rows - 1, 2))
+        linear_case(rows, classes, dtype, width=width, ignored=min(rows - 1, 2)),
+        rows_may_cancel=True,
     )
 
 
@@ -66,7 +67,7 @@ def test_it_follows_the_definition(dtype: torch.dtype, size: tuple[int, int, int
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_any_two_dtypes(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     case = linear_case(4, 9, dtype, weight_dtype=weight_dtype, center=dtype == torch.bfloat16)
-    assert_follows_definition(case)
+    assert_follows_definition(case, rows_may_cancel=True)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -83,7 +84,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_options(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    assert_follows_definition(linear_case(7, 19, dtype, **options))
+    assert_follows_definition(linear_case(7, 19, dtype, **options), rows_may_cancel=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,7 +93,7 @@ def test_chunks_add_up(small_chunks: None, dtype: torch.dtype, options: dict[str
     """Several chunks, of which the last has fewer rows and one none that is not ignored."""
     case = linear_case(14, 11, dtype, **options)
     case["target"][4:8] = options.get("ignore_index", -100)
-    assert_follows_definition(case)
+    assert_follows_definition(case, rows_may_cancel=True)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -244,7 +245,7 @@ def test_strides(center: bool) -> None:
         bias=case["bias"].repeat_interleave(2)[::2],
         target=case["target"].repeat_interleave(3)[::3],
     ).with_keywords(class_weight=case["class_weight"].repeat_interleave(2)[::2])
-    assert_follows_definition(strided)
+    assert_follows_definition(strided, rows_may_cancel=True)
 
 
 def test_a_row_for_all() -> None:
@@ -430,4 +431,4 @@ def test_a_namespace_serves_its_own_row_losses() -> None:
     operators = define("introkernels_head_test_own", reference_kernels)
     register("introkernels_head_test_own", "CPU")
     with served_by(SimpleNamespace(**vars(operators))):
-        assert_follows_definition(linear_case(7, 19))
+        assert_follows_definition(linear_case(7, 19), rows_may_cancel=True)

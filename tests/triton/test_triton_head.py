@@ -64,7 +64,8 @@ def test_both_ways_follow_the_definition(
 ) -> None:
     rows, classes, width = size
     assert_follows_definition(
-        linear_case(rows, classes, dtype, width=width, ignored=min(rows - 1, 2))
+        linear_case(rows, classes, dtype, width=width, ignored=min(rows - 1, 2)),
+        rows_may_cancel=True,
     )
 
 
@@ -72,7 +73,7 @@ def test_both_ways_follow_the_definition(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_two_dtypes(way: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     case = linear_case(4, 9, dtype, weight_dtype=weight_dtype, center=dtype == torch.bfloat16)
-    assert_follows_definition(case)
+    assert_follows_definition(case, rows_may_cancel=True)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_any_two_dtypes(way: str, dtype: torch.dtype, weight_dtype: torch.dtype)
 )
 def test_options(way: str, options: dict[str, Any]) -> None:
     classes = TILE["N"] + 3
-    assert_follows_definition(linear_case(7, classes, **options))
+    assert_follows_definition(linear_case(7, classes, **options), rows_may_cancel=True)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_chunks_add_up(small_chunks: None, dtype: torch.dtype, options: dict[str
     """Several chunks, of which the last has fewer rows and one none that is not ignored."""
     case = linear_case(14, 11, dtype, ignored=2, **options)
     case["target"][4:8] = -100
-    assert_follows_definition(case)
+    assert_follows_definition(case, rows_may_cancel=True)
 
 
 def test_no_rows(way: str) -> None:
