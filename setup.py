@@ -1,26 +1,27 @@
 """Build of the optional native libraries; everything static stands in pyproject.toml.
 
-Three libraries are built from csrc/, and the package works without any:
+Two libraries are built from csrc/, and the package works without either:
 
-* ``introkernels/_cpu.so``: the C++ kernels, a plain library over PyTorch's stable ABI, so that one
-  binary serves every Python and every torch from 2.10 on;
-* ``introkernels/_cuda.so``: the CUDA kernels, likewise. It needs no torch with CUDA to be built,
-  only to be loaded;
-* ``introkernels/_C.<python abi>.so``: what was built and how, for ``introkernels.build_info()``.
+* ``introkernels/_cpu.so``: the C++ kernels;
+* ``introkernels/_cuda.so``: the CUDA kernels. It needs no torch with CUDA to be built, only to be
+  loaded.
+
+They are plain libraries over PyTorch's stable ABI rather than Python modules, so that one wheel
+serves every Python and every torch from 2.10 on.
 
 ``INTROKERNELS_CPP`` = ``auto`` (default) builds the first where possible and goes on without, with
 a warning; ``1`` makes any failure an error; ``0`` doesn't try. ``INTROKERNELS_CUDA`` is the same
 for the second, where ``auto`` asks for nvcc and for a torch with CUDA, and ``1`` for nvcc alone.
-The third comes with either.
 
 ``TORCH_CUDA_ARCH_LIST`` says for which GPUs, in PyTorch's syntax; setup_cuda.py says for which
 without it. ``MAX_JOBS`` limits the compilers that run at once, ``NVCC_THREADS`` is how many
 architectures each nvcc compiles for at once, ``CUDA_HOME`` chooses the toolkit.
 
-Each build writes ``introkernels/_build_status.json``: an object with the keys ``cpu``, ``cuda`` and
-``build_info``, each either ``"built"`` or the reason why that library is missing; beside them what
-the libraries of kernels are known by when they are loaded: ``version``, the package's, ``schemas``,
-a digest of its operators' schemas, and ``sha256``, each library's own.
+Each build writes ``introkernels/_build_status.json`` last: an object with the keys ``cpu`` and
+``cuda``, each either ``"built"`` or the reason why that library is missing. Where one was built, it
+also has what libraries are known by when they are loaded: ``version``, the package's, ``schemas``,
+a digest of its operators' schemas, and ``sha256``, each library's own; and ``build``, how they were
+built, for ``introkernels.build_info()``.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     )
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext as plain_build_ext
 
@@ -71,14 +73,14 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "introkernels"
 CPU = f"{PACKAGE}._cpu"
 CUDA = f"{PACKAGE}._cuda"
-BUILD_INFO = f"{PACKAGE}._C"
-STATUS_KEYS = {CPU: "cpu", CUDA: "cuda", BUILD_INFO: "build_info"}
+STATUS_KEYS = {CPU: "cpu", CUDA: "cuda"}
 BUILT = "built"
 STATUS_FILE = "_build_status.json"
 
 OLDEST_TORCH = (2, 10)
 # Byte-wise hexadecimal: 0x0210… would be torch 2.16.
 TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
+CXX = shlex.split(os.environ.get("CXX", "c++"))
 STANDARD = "-std=c++20"
 # No -ffast-math (NaN and −inf carry meaning here), and no contraction to fused multiply-add other
 # than where a kernel says so: the bits are not the compiler's choice. -Wno-psabi, as vectors wider
@@ -105,21 +107,20 @@ def torch_obstacle() -> str | None:
 
 
 def compiler_obstacle() -> str | None:
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
     try:
         trial = subprocess.run(
-            [*compiler, STANDARD, "-fsyntax-only", "-x", "c++", "-"],
+            [*CXX, STANDARD, "-fsyntax-only", "-x", "c++", "-"],
             input="#include <version>\n",
             capture_output=True,
             text=True,
             check=False,
         )
     except OSError as failure:
-        return f"no C++ compiler at build time ({compiler[0]}: {failure.strerror})"
+        return f"no C++ compiler at build time ({CXX[0]}: {failure.strerror})"
     if trial.returncode:
         message = (trial.stderr or trial.stdout).strip().splitlines()
         return (
-            f"the C++ compiler {compiler[0]} could not compile an empty C++20 file at build time"
+            f"the C++ compiler {CXX[0]} could not compile an empty C++20 file at build time"
             f" ({message[0] if message else f'exit status {trial.returncode}'})"
         )
     return None
@@ -143,9 +144,11 @@ if CUDA not in OBSTACLES:
         NVCC = setup_cuda.find_for(torch, also_without_cuda=MODES[CUDA] == "1")
     except setup_cuda.UnusableError as obstacle:
         OBSTACLES[CUDA] = str(obstacle)
-if len(OBSTACLES) == len(MODES):
-    # Nothing is built that could be described.
-    OBSTACLES[BUILD_INFO] = OBSTACLES[CPU]
+
+
+def compiler_version() -> str:
+    told = subprocess.run([*CXX, "--version"], capture_output=True, text=True, check=False).stdout
+    return told.partition("\n")[0]
 
 
 def use_installed_ninja() -> None:
@@ -166,11 +169,11 @@ def headers(*folders: str) -> list[str]:
 
 
 def extensions() -> list[Extension]:
-    chosen = [library for library in STATUS_KEYS if library not in OBSTACLES]
+    makers = {CPU: cpu_library, CUDA: cuda_library}
+    chosen = [make for library, make in makers.items() if library not in OBSTACLES]
     if chosen:
         use_installed_ninja()
-    makers = {CPU: cpu_library, CUDA: cuda_library, BUILD_INFO: build_info_module}
-    return [makers[library]() for library in chosen]
+    return [make() for make in chosen]
 
 
 def kernel_flags() -> list[str]:
@@ -236,15 +239,6 @@ def cuda_library() -> Extension:
     )
 
 
-def build_info_module() -> Extension:
-    return Extension(
-        BUILD_INFO,
-        ["csrc/build_info.cpp"],
-        extra_compile_args=[*CXX_FLAGS, f"-ffile-prefix-map={ROOT}=."],
-        language="c++",
-    )
-
-
 class NativeBuild(BuildExtension):
     """torch's builder, where each library may fail on its own, and a record of what happened."""
 
@@ -269,15 +263,15 @@ class NativeBuild(BuildExtension):
                 self.library(folder, name).unlink(missing_ok=True)
         super().run()
         for folder in folders:
-            record = self.status | self.identity(folder)
+            record = self.status | self.description(folder)
             (folder / STATUS_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
-    def identity(self, folder: Path) -> dict[str, Any]:
-        """What the libraries of kernels in a folder are known by."""
+    def description(self, folder: Path) -> dict[str, Any]:
+        """What the libraries in a folder are known by, and how they were built."""
         digests = {
-            STATUS_KEYS[name]: hashlib.sha256(self.library(folder, name).read_bytes()).hexdigest()
-            for name in KERNELS
-            if self.status[STATUS_KEYS[name]] == BUILT
+            key: hashlib.sha256(self.library(folder, name).read_bytes()).hexdigest()
+            for name, key in STATUS_KEYS.items()
+            if self.status[key] == BUILT
         }
         if not digests:
             return {}
@@ -286,6 +280,15 @@ class NativeBuild(BuildExtension):
             "version": runpy.run_path(str(package / "_version.py"))["__version__"],
             "schemas": runpy.run_path(str(package / "ops/schema.py"))["digest"](),
             "sha256": digests,
+            "build": {
+                "compiler": compiler_version(),
+                "flags": " ".join(CXX_FLAGS),
+                "libraries": list(digests),
+                "torch_built_with": str(torch.__version__),
+                "torch_target_version": TORCH_TARGET_VERSION,
+                "cuda_compiler": f"nvcc {NVCC.version}" if "cuda" in digests else "none",
+                "cuda_architectures": NVCC.architectures if "cuda" in digests else [],
+            },
         }
 
     def library(self, folder: Path, name: str) -> Path:
@@ -294,8 +297,6 @@ class NativeBuild(BuildExtension):
     def build_extension(self, ext: Extension) -> None:
         key = STATUS_KEYS[ext.name]
         try:
-            if ext.name == BUILD_INFO:
-                self.describe_build(ext)
             if ext.name == CUDA:
                 self.add_kernels(ext)
             elif self.debug:
@@ -306,7 +307,7 @@ class NativeBuild(BuildExtension):
                 ext.extra_compile_args.append("-g0")
             super().build_extension(ext)
         except Exception as failure:  # a RuntimeError from ninja, a CompileError without it
-            if MODES.get(ext.name) == "1" or (ext.name == BUILD_INFO and "1" in MODES.values()):
+            if MODES[ext.name] == "1":
                 raise
             if isinstance(failure, setup_cuda.UnusableError):
                 self.status[key] = str(failure)
@@ -335,31 +336,9 @@ class NativeBuild(BuildExtension):
             ext.extra_compile_args["cxx"].append("-g0")
             ext.extra_compile_args["nvcc"].append("-Xcompiler=-g0")
 
-    def describe_build(self, ext: Extension) -> None:
-        import pybind11
-
-        ext.include_dirs.append(pybind11.get_include())
-        libraries = [
-            key for key, state in self.status.items() if key != "build_info" and state == BUILT
-        ]
-        has_kernels = self.status["cuda"] == BUILT
-        texts = {
-            "FLAGS": " ".join(CXX_FLAGS),
-            "TORCH_VERSION": torch.__version__,
-            "TORCH_TARGET_VERSION": TORCH_TARGET_VERSION,
-            "LIBRARIES": " ".join(libraries),
-            "CUDA_COMPILER": f"nvcc {NVCC.version}" if has_kernels else "none",
-            "CUDA_ARCHITECTURES": " ".join(NVCC.architectures if has_kernels else ()),
-        }
-        ext.define_macros += [
-            (f"INTROKERNELS_{name}", json.dumps(text)) for name, text in texts.items()
-        ]
-
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.rpartition(".")[2] in ("_cpu", "_cuda"):
-            # Not Python modules: no Python ABI in their names.
-            return os.path.join(*fullname.split(".")) + ".so"
-        return super().get_ext_filename(fullname)
+        """Without Python's ABI in the name: the libraries are not Python modules."""
+        return os.path.join(*fullname.split(".")) + ".so"
 
     def get_outputs(self) -> list[str]:
         built = [path for path in super().get_outputs() if Path(path).exists()]
@@ -392,6 +371,14 @@ class Build(build):
         super().run()
 
 
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3, as its libraries are not Python modules."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        *_, platform = super().get_tag()
+        return "py3", "none", platform
+
+
 def object_filenames(
     usual: Callable[..., list[str]], source_filenames: list[str], *args: Any, **kwargs: Any
 ) -> list[str]:
@@ -412,4 +399,7 @@ def warn(reason: str) -> None:
     warnings.warn(f"introkernels is built incompletely, {reason}", stacklevel=2)
 
 
-setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": NativeBuild})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build": Build, "build_ext": NativeBuild, "bdist_wheel": Wheel},
+)

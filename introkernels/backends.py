@@ -85,14 +85,8 @@ def build_info() -> dict[str, Any]:
     stable ABI it targets, the libraries built, and for CUDA's its compiler and its architectures
     (``"sm_90a"``: machine code for an H100; ``"compute_100"``: what the driver compiles further).
     """
-    try:
-        from introkernels import _C
-    except ImportError:
-        recorded: dict[str, Any] = {}
-    else:
-        recorded = dict(_C.build_info())
     return {
-        **recorded,
+        **loader.build_record().get("build", {}),
         "version": __version__,
         "torch": str(torch.__version__),
         "backends": status(),

@@ -117,7 +117,7 @@ def build() -> list[tuple[str, str]]:
     """What the build recorded, without what the other sections tell."""
     told = {"version", "torch", "backends"}
     rows = [(key, _text(value)) for key, value in ik.build_info().items() if key not in told]
-    return rows or [("no record", "the module _C, which tells what was built, is not installed")]
+    return rows or [("no record", "no library was built; the backends below tell why")]
 
 
 def extras() -> list[tuple[str, str]]:

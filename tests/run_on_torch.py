@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # What the tests of the losses import and the build calls, at the versions of constraints.txt. That
 # file as a whole holds for one release of torch: others ask for another Triton or setuptools.
-NEEDED = ("captum", "expecttest", "hypothesis", "mpmath", "ninja", "numpy", "pybind11", "pytest")
+NEEDED = ("captum", "expecttest", "hypothesis", "mpmath", "ninja", "numpy", "pytest")
 # Of each test's parametrised cases: two minutes of tests, and one.
 AT_MOST_WHERE_BUILT, AT_MOST_ELSEWHERE = 2, 1
 

@@ -36,7 +36,6 @@ NOTES = {
 
 # What a call of any operator runs through, and how it is built.
 _EVERY_OPERATOR = (
-    "csrc/build_info.cpp",
     "csrc/common",
     "introkernels/__init__.py",
     "introkernels/autograd.py",

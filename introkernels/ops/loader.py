@@ -22,8 +22,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 LOADED = "loaded"
 
 
-def _build_record() -> dict[str, Any]:
-    """What the build wrote of the libraries; empty where the package was never built."""
+def build_record() -> dict[str, Any]:
+    """What the build wrote of the libraries (see setup.py); empty without a build."""
     try:
         record = json.loads((_PACKAGE / "_build_status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def _check_built(library: Path, name: str) -> None:
     To be told before it is loaded: of a file cut short, the first read past its end ends the
     process, and one for other schemas would take arguments for what they are not.
     """
-    record = _build_record()
+    record = build_record()
     if not library.exists():
         reason = record.get(name, "the package was installed without building it")
         raise _UnusableError(
@@ -114,10 +114,10 @@ def _check_gpu(library: str) -> None:
             f"{library} was built, but there is no GPU that this torch can use (its CUDA: "
             f"{torch.version.cuda})"
         )
-    build, found = _cuda_build(), driver.find()
+    build, found = build_record().get("build"), driver.find()
     if build is None or found is None:
         return
-    compiler, architectures = build
+    compiler, architectures = build["cuda_compiler"], build["cuda_architectures"]
     if _version(compiler)[:1] > found.cuda[:1]:
         raise _UnusableError(
             f"{library} was built by {compiler}, the driver serves CUDA {_dotted(found.cuda)} at "
@@ -129,16 +129,6 @@ def _check_gpu(library: str) -> None:
             f"{library} was built for {' '.join(architectures)}, no GPU here runs that: build with "
             f"TORCH_CUDA_ARCH_LIST='{gpus}'"
         )
-
-
-def _cuda_build() -> tuple[str, list[str]] | None:
-    """The compiler of the CUDA library, and what it made code for; None where that isn't known."""
-    try:
-        from introkernels import _C
-    except ImportError:
-        return None
-    info = _C.build_info()
-    return info["cuda_compiler"], info["cuda_architectures"]
 
 
 def runs_on(architecture: str, capability: tuple[int, int]) -> bool:

@@ -57,16 +57,6 @@ void* current_stream() {
 }
 """
 
-# The real one takes pybind11 and many times as long to compile; the build is the same.
-TINY_BUILD_INFO = """
-#include <Python.h>
-
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-  return PyModule_Create(&module);
-}
-"""
-
 
 def copy_sources(folder: Path) -> Path:
     """The files of this project that a build reads, without anything built."""
@@ -86,7 +76,6 @@ def with_tiny_kernel(folder: Path) -> Path:
     for name in ("cpu", "cuda", "common"):
         shutil.rmtree(folder / "csrc" / name)
         (folder / "csrc" / name).mkdir()
-    (folder / "csrc/build_info.cpp").write_text(TINY_BUILD_INFO)
     return folder
 
 

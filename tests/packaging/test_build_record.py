@@ -43,7 +43,7 @@ def record(**changes: Any) -> dict[str, Any]:
 def test_the_library_that_was_built_is_taken(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "_build_record", record)
+    monkeypatch.setattr(loader, "build_record", record)
     loader._check_built(library, "cpu")
 
 
@@ -64,7 +64,7 @@ def test_the_library_that_was_built_is_taken(
 def test_any_other_is_refused_with_the_reason(
     left: dict[str, Any], reason: str, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "_build_record", lambda: left)
+    monkeypatch.setattr(loader, "build_record", lambda: left)
     with pytest.raises(loader._UnusableError) as caught:
         loader._check_built(library, "cpu")
     assert str(caught.value).startswith(reason)
@@ -76,7 +76,7 @@ def test_a_record_that_is_damaged_is_none(
 ) -> None:
     (tmp_path / "_build_status.json").write_text(text)
     monkeypatch.setattr(loader, "_PACKAGE", tmp_path)
-    assert loader._build_record() == {}
+    assert loader.build_record() == {}
 
 
 def cut_short(library: Path) -> None:

@@ -107,7 +107,10 @@ def test_builds_without_a_torch_for_cuda_and_needs_nothing_else(
         NVCC_THREADS="2",
     )
     status = json.loads(member_text(wheel, STATUS_FILE))
-    assert status["cuda"] == status["build_info"] == "built"
+    assert status["cuda"] == "built"
+    assert status["build"]["libraries"] == ["cuda"]
+    assert re.fullmatch(r"nvcc [\d.]+", status["build"]["cuda_compiler"])
+    assert status["build"]["cuda_architectures"] == ["sm_80", "sm_90a", "compute_90a"]
     assert "INTROKERNELS_CPP=0" in status["cpu"]
     assert "introkernels/_cpu.so" not in members(wheel)
     with zipfile.ZipFile(wheel) as archive:

@@ -15,7 +15,10 @@ from introkernels.ops import driver, loader, schema
 from introkernels.ops.driver import Driver
 
 H100 = Driver(cuda=(13, 0), capabilities=((9, 0),))
-EVERYWHERE = ("nvcc 13.0.88", ["sm_80", "sm_90a", "sm_100", "compute_100"])
+BUILD = {
+    "cuda_compiler": "nvcc 13.0.88",
+    "cuda_architectures": ["sm_80", "sm_90a", "sm_100", "compute_100"],
+}
 
 
 @pytest.fixture
@@ -27,11 +30,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         "version": ik.__version__,
         "schemas": schema.digest(),
         "sha256": {"cuda": hashlib.sha256(b"").hexdigest()},
+        "build": dict(BUILD),
     }
     libraries: list[Path] = []
     monkeypatch.setattr(loader, "_CUDA_LIBRARY", library)
-    monkeypatch.setattr(loader, "_build_record", lambda: record)
-    monkeypatch.setattr(loader, "_cuda_build", lambda: EVERYWHERE)
+    monkeypatch.setattr(loader, "build_record", lambda: record)
     monkeypatch.setattr(driver, "find", lambda: H100)
     monkeypatch.setattr(torch.ops, "load_library", libraries.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -57,7 +60,7 @@ def test_not_there(
     report: dict[str, str], reason: str, loaded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader._CUDA_LIBRARY.unlink()
-    monkeypatch.setattr(loader, "_build_record", lambda: report)
+    monkeypatch.setattr(loader, "build_record", lambda: report)
     assert loader._load_cuda() == reason
     assert not loaded
 
@@ -102,7 +105,7 @@ def test_driver_older_than_the_compiler(
     )
     assert not loaded
     # A library of any 13 runs on a driver of any 13.
-    monkeypatch.setattr(loader, "_cuda_build", lambda: ("nvcc 13.2.1", EVERYWHERE[1]))
+    loader.build_record()["build"]["cuda_compiler"] = "nvcc 13.2.1"
     monkeypatch.setattr(driver, "find", lambda: H100)
     assert loader._load_cuda() == "loaded"
 
@@ -114,7 +117,7 @@ def test_what_can_not_be_told_keeps_nothing_from_loading(
     if unknown == "driver":
         monkeypatch.setattr(driver, "find", lambda: None)
     else:
-        monkeypatch.setattr(loader, "_cuda_build", lambda: None)
+        del loader.build_record()["build"]
     assert loader._load_cuda() == "loaded"
 
 

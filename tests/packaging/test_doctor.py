@@ -11,6 +11,7 @@ import torch
 
 import introkernels as ik
 from introkernels import doctor
+from introkernels.ops import loader
 
 HEALTHY = {"cpu": "loaded", "cuda": "no", "triton": "no"}
 
@@ -26,6 +27,14 @@ def test_report_of_this_install(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = report.splitlines()[-1]
     loaded = ik.backends.status()["cpu"] == "loaded"
     assert verdict.startswith("healthy:" if loaded else "usable, but slower:")
+
+
+def test_build_is_what_the_build_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {"cpu": "built", "build": {"compiler": "c++ 12.2.0", "libraries": ["cpu", "cuda"]}}
+    monkeypatch.setattr(loader, "build_record", lambda: written)
+    assert doctor.build() == [("compiler", "c++ 12.2.0"), ("libraries", "cpu cuda")]
+    del written["build"]
+    assert doctor.build() == [("no record", "no library was built; the backends below tell why")]
 
 
 @pytest.mark.parametrize("name", doctor.usable_backends(ik.backends.status()))
