@@ -26,6 +26,8 @@ FIRST_WITH_BLACKWELL = (12, 8)
 ARCHITECTURES = "8.0;9.0a;10.0+PTX"
 ARCHITECTURES_BEFORE_BLACKWELL = "8.0+PTX;9.0a"
 
+# What the C++ compiler gets that nvcc calls, as for other files.
+HOST_FLAGS = Path(__file__).with_name("csrc").joinpath("flags.txt").read_text().split()
 FLAGS = (
     "-std=c++20",
     "-O3",
@@ -39,7 +41,7 @@ FLAGS = (
     "--expt-relaxed-constexpr",
     # Registers, stack and spilled bytes of every kernel, for the log of the build.
     "-Xptxas=-v",
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+    f"-Xcompiler={','.join(('-fPIC', *HOST_FLAGS))}",
 )
 
 # All that the kernels ask of a toolkit, in two lines.

@@ -24,13 +24,11 @@ SANITIZED = bool(os.environ.get("INTROKERNELS_EMULATION_SANITIZED"))
 
 _JOBS = 2
 _FLAGS = (
-    *("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-std=c++20", "-O2", "-g1", "-fPIC", *(ROOT / "csrc" / "flags.txt").read_text().split()),
     # nvcc's `#pragma unroll`.
     "-Wno-unknown-pragmas",
     # Kernels load and store numbers of any type as vectors of integers.
     "-fno-strict-aliasing",
-    # The same bits on machines with and without fused multiply-add.
-    *("-ffp-contract=off", "-fno-math-errno"),
     # Its headers stand before those of CUDA, if there are any.
     *("-DINTROKERNELS_EMULATION", "-Icsrc/emulation", "-Icsrc"),
 )
