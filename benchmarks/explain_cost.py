@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import introkernels as ik
+from introkernels import checkout
 from introkernels.bench import environment, records, tables
 from introkernels.bench.records import Record, ResultsError
 from introkernels.bench.tables import TableError
@@ -173,7 +174,7 @@ def measured(options: Options) -> Iterator[list[Record]]:
             "suite": SUITE,
             "machine": environment.machine(),
             "versions": environment.versions(),
-            "commit": environment.commit(),
+            "commit": checkout.commit(),
         }
         for classes in options.classes:
             fewest = FEWEST_SAMPLES if classes < MANY_CLASSES else FEWEST_SAMPLES_OF_MANY

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import introkernels as ik
+from introkernels import checkout
 from introkernels.bench import environment
 
 TOOLS = (
@@ -26,7 +27,7 @@ def main(out: Path) -> int:
     found = {
         "machine": environment.machine(device),
         "versions": environment.versions(gpu=True),
-        "commit": environment.commit(),
+        "commit": checkout.commit(),
         "build": ik.build_info(),
         "backends": ik.backends.status(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from introkernels.bench.against import WorkerError
-from introkernels.bench.checkout import GitError, git
+from introkernels.checkout import GitError, git
 
 PACKAGE = "introkernels"
 WORKER = Path(__file__).with_name("against_worker.py")

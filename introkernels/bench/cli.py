@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from introkernels.bench import checkout, display, environment, records, stale, tables
+from introkernels import checkout
+from introkernels.bench import display, environment, records, stale, tables
 from introkernels.bench.against import Comparison, WorkerError, compare
 from introkernels.bench.against_tree import Process, TreeError, check_library, commit_of, tree_of
 from introkernels.bench.model import DTYPES, Case, Suite

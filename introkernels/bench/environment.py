@@ -1,4 +1,4 @@
-"""Where and with what a measurement was made: machine, versions, commit."""
+"""Where and with what a measurement was made: machine and versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from typing import Any
 import torch
 
 import introkernels as ik
-from introkernels.bench import checkout
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _KILOBYTE = 1024
-# What counts as the code of a measurement; its results lie beside it and change with it.
-_CODE = ("introkernels", "csrc", "setup.py", "setup_cuda.py", "pyproject.toml")
 # Settings of the thread pools that move times.
 _THREAD_VARIABLES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS)_")
 
@@ -86,22 +83,6 @@ def versions(gpu: bool = False) -> dict[str, Any]:
         "cpu_capability": ik.backends.cpu_capability(),
         "build": {name: value for name, value in build.items() if name != "torch"} or None,
     }
-
-
-def commit() -> dict[str, Any] | None:
-    """Revision of the checkout that the package runs from, and whether its code was changed.
-
-    None for an installed package, even one installed below some other checkout.
-    """
-    root = checkout.root()
-    if root is None:
-        return None
-    try:
-        revision = checkout.git(root, "rev-parse", "HEAD")
-        changes = checkout.git(root, "status", "--porcelain", "--", *_CODE)
-    except checkout.GitError:
-        return None
-    return {"revision": revision, "changed": bool(changes)}
 
 
 def thread_variables() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from introkernels import checkout
 from introkernels.bench import accuracy, environment
 from introkernels.bench.devices import COPY, DEVICES, READ, Device
 from introkernels.bench.first_call import FirstCallError, first_call
@@ -91,7 +92,7 @@ def run_suite(
             "suite": suite.name,
             "machine": environment.machine(suite.device),
             "versions": environment.versions(gpu=suite.device == "cuda"),
-            "commit": environment.commit(),
+            "commit": checkout.commit(),
             "settings": asdict(settings) | {"environment": environment.thread_variables()},
         }
         with closing(DEVICES[suite.device](settings.threads)) as device:

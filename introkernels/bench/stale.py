@@ -14,8 +14,8 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 
-from introkernels.bench.checkout import GitError, git
 from introkernels.bench.records import Record
+from introkernels.checkout import GitError, git
 
 
 class Age(Enum):

@@ -198,6 +198,7 @@ def _triton_kernels() -> Any:
         )
     if INTERPRETED:
         _check_interpreter(triton)
+        importlib.import_module("introkernels.ops.triton.interpreter").compute_like_a_gpu()
     return importlib.import_module("introkernels.ops.triton.operators")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import introkernels as ik
-from introkernels.bench.environment import commit
+from introkernels.checkout import commit
 from introkernels.train import files, summary, workers
 from introkernels.train.config import TrainConfig, differences
 from introkernels.train.distributed import Processes

@@ -17,8 +17,8 @@ from rich.console import Console
 from scipy import stats
 
 import introkernels as ik
-from introkernels import cli
-from introkernels.bench import against, against_tree, checkout, display
+from introkernels import checkout, cli
+from introkernels.bench import against, against_tree, display
 from introkernels.bench import cli as bench_cli
 from introkernels.bench.against import Comparison, Ratio, WorkerError
 

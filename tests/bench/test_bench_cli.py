@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from bench_cases import SUITE, WRONG_SUITE
 
-from introkernels import cli
-from introkernels.bench import checkout, records, stale, tables
+from introkernels import checkout, cli
 from introkernels.bench import cli as bench_cli
+from introkernels.bench import records, stale, tables
 
 
 @pytest.fixture(autouse=True)

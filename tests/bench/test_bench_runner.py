@@ -27,6 +27,7 @@ from bench_cases import (
 )
 
 import introkernels as ik
+from introkernels import checkout
 from introkernels.bench import environment, records, tables
 from introkernels.bench.contenders import COMPILE, EAGER, REFERENCE
 from introkernels.bench.model import Case, Contender, Suite
@@ -258,7 +259,7 @@ def test_commit_is_that_of_a_checkout_only(monkeypatch: pytest.MonkeyPatch, tmp_
     module.parent.mkdir(parents=True)
     module.write_text("")
     monkeypatch.setattr(ik, "__file__", str(module))
-    assert environment.commit() is None
+    assert checkout.commit() is None
     if shutil.which("git") is None:
         return
     git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
@@ -267,12 +268,12 @@ def test_commit_is_that_of_a_checkout_only(monkeypatch: pytest.MonkeyPatch, tmp_
     call([*git, "init", "-q"], check=True)
     call([*git, "commit", "-q", "--allow-empty", "-m", "outer"], check=True)
     # Installed below a checkout of something else.
-    assert environment.commit() is None
+    assert checkout.commit() is None
     call([*git, "add", "."], check=True)
     call([*git, "commit", "-q", "-m", "tracked"], check=True)
-    found = environment.commit()
+    found = checkout.commit()
     assert found is not None
     assert len(found["revision"]) == 40
     assert found["changed"] is False
     module.write_text("# changed\n")
-    assert environment.commit() == {"revision": found["revision"], "changed": True}
+    assert checkout.commit() == {"revision": found["revision"], "changed": True}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from bench_records import record
 
-from introkernels.bench import checkout, stale, tables
+from introkernels import checkout
+from introkernels.bench import stale, tables
 from introkernels.bench.stale import Age
 
 KERNEL = "csrc/cpu/kernel.cpp"
@@ -167,4 +168,4 @@ def test_the_checkout_is_the_one_with_this_package() -> None:
     root = checkout.root()
     if root is None:
         pytest.skip("the package does not run from a checkout")
-    assert (root / "introkernels/bench/checkout.py").samefile(checkout.__file__)
+    assert (root / "introkernels/checkout.py").samefile(checkout.__file__)

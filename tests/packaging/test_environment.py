@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,37 @@ def test_every_import_is_declared() -> None:
         rest -= sources
     # Type checkers alone read typing_extensions, and torch depends on it.
     assert third_party_imports(rest) - {"typing-extensions"} <= base
+
+
+def our_imports(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """Which of our modules a file imports, those too that it names in a string to import later."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else str(node.module) for name in inside]
+        else:
+            text = node.value if isinstance(node, ast.Constant) else None
+            names = [text] if isinstance(text, str) and "." in text else []
+        yield from (name for name in names if name in modules)
+
+
+@pytest.mark.parametrize("levels", [2, None], ids=["folders", "modules"])
+def test_imports_go_one_way(levels: int | None) -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "introkernels").rglob("*.py")
+    }
+
+    def place(module: str) -> str:
+        return ".".join(module.split(".")[:levels])
+
+    arrows: dict[str, set[str]] = {}
+    for module, path in files.items():
+        used = {place(name) for name in our_imports(path, files)}
+        arrows.setdefault(place(module), set()).update(used - {place(module)})
+    TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from introkernels.ops import loader
 from introkernels.ops.indices import check_indices
 from introkernels.ops.options import LabelOptions, LossOptions
 from introkernels.ops.triton import introspective, losses
@@ -22,11 +21,6 @@ __all__ = [
     "similarity_backward",
     "similarity_forward",
 ]
-
-if loader.INTERPRETED:
-    from introkernels.ops.triton.interpreter import compute_like_a_gpu
-
-    compute_like_a_gpu()
 
 
 def distillation_forward(

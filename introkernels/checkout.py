@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import introkernels as ik
 
 _SECONDS = 60
+# What counts as the code of a result; results lie beside it and change with it.
+_CODE = ("introkernels", "csrc", "setup.py", "setup_cuda.py", "pyproject.toml")
 
 
 class GitError(RuntimeError):
@@ -22,6 +25,22 @@ def root() -> Path | None:
     except GitError:
         return None
     return package.parent
+
+
+def commit() -> dict[str, Any] | None:
+    """Revision of the checkout that the package runs from, and whether its code was changed.
+
+    None for an installed package, even one installed below some other checkout.
+    """
+    folder = root()
+    if folder is None:
+        return None
+    try:
+        revision = git(folder, "rev-parse", "HEAD")
+        changes = git(folder, "status", "--porcelain", "--", *_CODE)
+    except GitError:
+        return None
+    return {"revision": revision, "changed": bool(changes)}
 
 
 def git(folder: Path, *arguments: str) -> str:
