@@ -48,7 +48,7 @@ _EVERY_OPERATOR = (
     "introkernels/types.py",
     "setup.py",
 )
-_ON_CPU = ("csrc/cpu", ":(exclude)introkernels/ops/cuda", ":(exclude)introkernels/ops/triton")
+_ON_CPU = ("csrc/cpu", ":(exclude)introkernels/ops/head", ":(exclude)introkernels/ops/triton")
 _ON_GPU = ("csrc/cuda", "setup_cuda.py")
 # Whatever is not one loss or one statistic is a part of training.
 _SINGLE = (

@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from introkernels.ops import choice, loader, reference_kernels, schema
-from introkernels.ops.cuda import head as cuda_head
+from introkernels.ops.head.operators import register_head
 
 _NATIVE = schema.define("introkernels", reference_kernels)
 _REFERENCE = schema.define("introkernels_reference", reference_kernels)
@@ -22,7 +22,7 @@ _TRITON = (
 )
 if loader.STATUS["cuda"] == loader.LOADED:
     # The CUDA library has what is made of kernels; a head is made of matrix products as well.
-    cuda_head.register("introkernels", "CUDA")
+    register_head("introkernels", "CUDA")
 
 
 class Serving(NamedTuple):

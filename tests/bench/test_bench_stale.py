@@ -18,7 +18,7 @@ from introkernels.bench.stale import Age
 KERNEL = "csrc/cpu/kernel.cpp"
 FILES = (
     *(KERNEL, "csrc/cuda/kernel.cu", "introkernels/ops/schema.py", "introkernels/reference.py"),
-    *("introkernels/ops/cuda/launch.py", "introkernels/explain/exact.py", "README.md"),
+    *("introkernels/ops/triton/launch.py", "introkernels/explain/exact.py", "README.md"),
     *("introkernels/bench/runner.py", "introkernels/bench/operators/head.py"),
 )
 GPU = {"machine": {"cpu": "Some CPU", "cores": 2, "load": 0.0, "gpu": {"name": "Some GPU"}}}
@@ -64,8 +64,8 @@ def age(root: Path | None, revision: str, **fields: Any) -> Age:
         (KERNEL, GPU, Age.CURRENT),
         ("csrc/cuda/kernel.cu", {}, Age.CURRENT),
         ("csrc/cuda/kernel.cu", GPU, Age.OLDER),
-        ("introkernels/ops/cuda/launch.py", {}, Age.CURRENT),
-        ("introkernels/ops/cuda/launch.py", GPU, Age.OLDER),
+        ("introkernels/ops/triton/launch.py", {}, Age.CURRENT),
+        ("introkernels/ops/triton/launch.py", GPU, Age.OLDER),
         ("introkernels/ops/schema.py", {}, Age.OLDER),
         ("introkernels/reference.py", {"operator": "head"}, Age.OLDER),
         ("introkernels/explain/exact.py", {"operator": "head"}, Age.CURRENT),

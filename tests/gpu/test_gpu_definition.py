@@ -34,6 +34,10 @@ MORE: dict[str, Callable[[], Case]] = {
     "introspective-float64": lambda: introspective_case(3, 7, torch.float64, shape=(1001,)),
     "introspective-float16": lambda: introspective_case(3, 12, torch.float16, shape=(777,)),
     "head-float64": lambda: linear_case(9, 33, torch.float64, width=20),
+    "head-float16": lambda: linear_case(65, 65, torch.float16, width=33, bias=False),
+    "head-half-features": lambda: linear_case(
+        65, 40, torch.bfloat16, weight_dtype=torch.float32, width=20, similarity="projection"
+    ),
 }
 ALL = CASES | MORE
 

@@ -1,4 +1,4 @@
-"""The CUDA backend's head, which is PyTorch on any device, here over the row losses of the CPU."""
+"""The head of GPU backends, which is PyTorch on any device, here over the row losses of the CPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import introkernels as ik
 from introkernels import checks
 from introkernels.ops import reference_kernels
-from introkernels.ops.cuda.explained import scale_of
-from introkernels.ops.cuda.head import ChunkedHead, register
 from introkernels.ops.head import chunks
-from introkernels.ops.head.operators import linear_operators
+from introkernels.ops.head.operators import ChunkedHead, register_head
+from introkernels.ops.head.products import scale_of
 from introkernels.ops.schema import ROW_STATE, define
 from introkernels.ops.select import served_by
 
@@ -30,7 +29,7 @@ REDUCTIONS = ("none", "mean", "sum")
 # Row losses that come from C++ where it is built.
 ROWS = torch.ops.introkernels
 HEAD = define("introkernels_head_test", reference_kernels)
-register("introkernels_head_test", "CPU", ROWS)
+register_head("introkernels_head_test", "CPU", ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +95,15 @@ def test_chunks_add_up(small_chunks: None, dtype: torch.dtype, options: dict[str
     assert_follows_definition(case, rows_may_cancel=True)
 
 
+@pytest.mark.parametrize("classes", [10, 32_000, 1_000_000])
+def test_chunks_are_bounded_and_whole_tiles(classes: int) -> None:
+    rows = chunks.chunk_rows(1 << 30, classes, 64, 4)
+    assert rows % chunks.TILE_ROWS == 0
+    if rows > chunks.FEWEST_ROWS:
+        assert 3 * (classes + 64) * 4 * rows <= chunks.CHUNK_BYTES
+    assert chunks.chunk_rows(5, classes, 64, 4) == 5
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_rows(reduction: str) -> None:
     case = linear_case(0, 5, width=4, reduction=reduction, class_weights=True)
@@ -148,7 +156,7 @@ def test_an_unknown_target_raises_where_it_can_be_seen() -> None:
 
 
 UNCHECKED = define("introkernels_head_test_unchecked", reference_kernels)
-register("introkernels_head_test_unchecked", "CPU", torch.ops.introkernels_reference)
+register_head("introkernels_head_test_unchecked", "CPU", torch.ops.introkernels_reference)
 
 
 @pytest.mark.parametrize("target", [-1, 5, -(1 << 40), 1 << 40])
@@ -387,9 +395,9 @@ def test_the_host_never_waits(
     """Past the dispatcher, under which no mode would see what an operator calls."""
     calls = operator_calls(CASES[name]())
     monkeypatch.setattr(checks, "values_are_readable", lambda tensor: False)
-    functions = linear_operators(lambda call: ChunkedHead(ROWS))
+    head = ChunkedHead(ROWS.similarity_forward, ROWS.similarity_backward)
     for func, arguments in calls:
-        function = functions.forward if "forward" in func.name() else functions.backward
+        function = head.linear_forward if "forward" in func.name() else head.linear_backward
         with torch.no_grad(), NeverWaiting():
             outputs = function(*arguments)
         for output, expected in zip(outputs, func(*arguments), strict=True):
@@ -429,6 +437,6 @@ def test_memory_is_that_of_a_chunk(reduction: str) -> None:
 
 def test_a_namespace_serves_its_own_row_losses() -> None:
     operators = define("introkernels_head_test_own", reference_kernels)
-    register("introkernels_head_test_own", "CPU")
+    register_head("introkernels_head_test_own", "CPU")
     with served_by(SimpleNamespace(**vars(operators))):
         assert_follows_definition(linear_case(7, 19), rows_may_cancel=True)

@@ -10,6 +10,7 @@ import torch
 
 from helpers import emulation
 from introkernels.ops import loader, reference_kernels, schema, select
+from introkernels.ops.head.operators import register_head
 
 NAMESPACE = "introkernels_emulated"
 # A library to load instead, which was made of other sources.
@@ -32,8 +33,6 @@ def serve() -> None:
     operators = schema.define(NAMESPACE, reference_kernels)
     library = os.environ.get(LIBRARY_VARIABLE)
     torch.ops.load_library(library or emulation.build("cuda", sources(), torch_library=True))
-    from introkernels.ops.cuda import head
-
-    head.register(NAMESPACE, "CPU")
+    register_head(NAMESPACE, "CPU")
     select.SERVING["cuda"] = select.Serving(operators, ("cpu",))
     loader.STATUS["cuda"] = loader.LOADED

@@ -21,7 +21,6 @@ class Result:
         instructions: of the machine code.
         wide_loads: those of them that load 128 bits or more a thread from global memory.
         wide_stores: those that store as much.
-        matrix: those of matrix units.
         failure: the compiler's last word where it failed, and nothing else is known.
     """
 
@@ -34,13 +33,12 @@ class Result:
     instructions: int = 0
     wide_loads: int = 0
     wide_stores: int = 0
-    matrix: int = 0
     failure: str = ""
 
 
 COLUMNS = (
     *(("registers", 9), ("spills", 6), ("shared", 7)),
-    *(("instructions", 12), ("wide_loads", 10), ("wide_stores", 11), ("matrix", 6)),
+    *(("instructions", 12), ("wide_loads", 10), ("wide_stores", 11)),
 )
 HEADING = (
     f"{'target':<7}  {'kernel':<26}  "
@@ -79,7 +77,6 @@ def nvidia_figures(code: Sequence[str]) -> dict[str, int]:
         "instructions": len(code),
         "wide_loads": count(code, r"LDG\..*\b(128|256)\b"),
         "wide_stores": count(code, r"STG\..*\b(128|256)\b"),
-        "matrix": count(code, r"(HMMA|IMMA|DMMA|\w*GMMA|UTC\w*MMA)\b"),
     }
 
 

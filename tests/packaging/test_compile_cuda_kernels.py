@@ -77,13 +77,11 @@ def test_instructions_are_told_apart_by_function() -> None:
         "instructions": 4,
         "wide_loads": 1,
         "wide_stores": 1,
-        "matrix": 0,
     }
     assert figures["_Z6spillsPf"] == {
         "instructions": 3,
         "wide_loads": 1,
         "wide_stores": 0,
-        "matrix": 1,
     }
 
 
@@ -147,11 +145,11 @@ def test_toys(tmp_path: Path) -> None:
     status, lines = report(tmp_path, good)
     assert status == 0, lines
     assert lines[0].startswith("1 files to compile with nvcc ")
-    # target, kernel, registers, spills, shared, instructions, wide loads, wide stores, matrix
+    # target, kernel, registers, spills, shared, instructions, wide loads, wide stores
     cells = lines[2].split()
     assert cells[:2] == ["sm_80", "copy"]
     assert cells[3:5] == ["0", "0"]
-    assert cells[6:9] == ["1", "1", "0"]
+    assert cells[6:8] == ["1", "1"]
     assert lines[-1] == "1 kernels compiled, 0 of them not as they should be"
 
     status, lines = report(tmp_path, good, bad, broken)
@@ -166,7 +164,7 @@ def test_toys(tmp_path: Path) -> None:
     # What is kept is what was compiled last, and no more than that.
     good.write_text(GOOD.replace("float4", "float2"))
     _, lines = report(tmp_path, good)
-    assert lines[2].split()[6:9] == ["0", "0", "0"]
+    assert lines[2].split()[6:8] == ["0", "0"]
     assert report(tmp_path, good)[1] == lines
 
 

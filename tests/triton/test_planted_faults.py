@@ -40,7 +40,6 @@ class Fault(NamedTuple):
 ACCURACY = "losses/test_accuracy.py::"
 DETERMINISM = "losses/test_determinism.py::test_results_do_not_depend_on_uninitialised_memory"
 EXTREMES = "losses/test_extremes.py::"
-HEAD = "triton/test_triton_head.py::"
 LAYOUTS = "losses/test_layouts.py::"
 MASKED = "losses/test_masked.py::"
 METAMORPHIC = "losses/test_metamorphic.py::"
@@ -338,36 +337,6 @@ FAULTS = (
         "tl.where(inside & (named == target), classes, -1)",
         "tl.where(named == target, classes, -1)",
         "losses/test_stats.py::test_class_0_among_explained_classes[triton]",
-    ),
-    Fault(
-        "the mean of a head's weight is rounded",
-        "head.py",
-        "return (values - upper[None, :]) - lower[None, :]",
-        "return values - upper[None, :]",
-        "losses/test_scales.py::test_a_centred_head_takes_a_large_common_part_away[triton]",
-    ),
-    Fault(
-        "the target's explanation of a head is scaled once",
-        "head.py",
-        "of_target = square * (w * first * second) * first * second",
-        "of_target = square * (w * first * second)",
-        f"{ACCURACY}test_row_counts[triton-3-linear_introspective_loss]",
-    ),
-    Fault(
-        "the features of ignored rows are read",
-        "head.py",
-        "mask = live[:, None] & (columns < width)[None, :]",
-        "mask = (live | (rows == rows))[:, None] & (columns < width)[None, :]",
-        f"{MASKED}TestIgnoredRows::test_nothing_in_them_matters"
-        "[triton-none-torch.float32-linear_introspective_loss]",
-    ),
-    Fault(
-        "each chunk of a head keeps its numbers in the place of the first",
-        "head.py",
-        "row_state + place * ROW_STATE",
-        "row_state",
-        f"{HEAD}test_chunks_add_up"
-        "[torch.float32-{'class_weights': True, 'label_smoothing': 0.1}]",
     ),
 )
 

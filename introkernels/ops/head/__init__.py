@@ -1,1 +1,4 @@
-"""What the linear heads of all GPU backends share: products of the matrix library, by chunks."""
+"""A linear head on a GPU: products of the matrix library and a row loss, a chunk of rows at a time.
+
+Nothing of size ``[B, C]`` exists beyond a chunk.
+"""

@@ -1,50 +1,48 @@
-"""The operators of a linear head over whatever computes its loss and its gradients."""
+"""The operators of a linear head, on any row loss of explanation statistics.
+
+The row loss is ``similarity_forward`` and ``similarity_backward`` of introkernels/ops/schema.py, of
+whatever backend, on tensors of any device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from introkernels.ops.head.call import HeadCall, Needs
+from introkernels import reference
+from introkernels.ops.head.chunks import Chunk, HeadCall, chunks_of
+from introkernels.ops.head.products import (
+    Gradients,
+    Needs,
+    explain_weight,
+    multiply,
+    survey_rows,
+)
 from introkernels.ops.indices import check_indices
 from introkernels.ops.options import LabelOptions, LossOptions
+from introkernels.ops.schema import loss_dtype, row_state_like
 from introkernels.types import REDUCTIONS
 
 
-class Way(Protocol):
-    """One way to the loss of a head and its gradients."""
+class ChunkedHead:
+    """``linear_forward`` and ``linear_backward`` of introkernels/ops/schema.py on a row loss.
 
-    def forward(self, call: HeadCall, needs: Needs) -> tuple[Tensor, ...]:
-        """Loss, ce, kl, row_state, totals and the gradients of features, weight and bias.
+    They walk over chunks of rows: products, row loss, gradients.
+    """
 
-        The gradients are those for an incoming gradient of 1 (in each row), in the dtype of the
-        loss, and empty where they are not needed.
-        """
-
-    def backward(
+    def __init__(
         self,
-        call: HeadCall,
-        needs: Needs,
-        grad_loss: Tensor | None,
-        row_state: Tensor,
-        totals: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients alone, for an incoming gradient ``[B]``; None stands for ones."""
-
-
-class LinearOperators(NamedTuple):
-    """``linear_forward`` and ``linear_backward`` of introkernels/ops/schema.py."""
-
-    forward: Callable[..., tuple[Tensor, ...]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-
-
-def linear_operators(way_of: Callable[[HeadCall], Way]) -> LinearOperators:
-    """The operators of a head that goes the way that ``way_of`` chooses for each call."""
+        similarity_forward: Callable[..., tuple[Tensor, ...]],
+        similarity_backward: Callable[..., Tensor],
+    ) -> None:
+        self._similarity_forward = similarity_forward
+        self._similarity_backward = similarity_backward
 
     def linear_forward(
+        self,
         features: Tensor,
         weight: Tensor,
         target: Tensor,
@@ -83,9 +81,10 @@ def linear_operators(way_of: Callable[[HeadCall], Way]) -> LinearOperators:
             ),
             LabelOptions(similarity_temperature, similarity, label_mode, non_target_mass),
         )
-        return way_of(call).forward(call, Needs(need_features, need_weight, need_bias))
+        return self._forward(call, Needs(need_features, need_weight, need_bias))
 
     def linear_backward(
+        self,
         grad_loss: Tensor,
         features: Tensor,
         weight: Tensor,
@@ -127,11 +126,10 @@ def linear_operators(way_of: Callable[[HeadCall], Way]) -> LinearOperators:
         )
         needs = Needs(need_features, need_weight, bias is not None)
         per_row = REDUCTIONS[reduction] == "none"
-        grads = way_of(call).backward(
-            call, needs, grad_loss if per_row else None, row_state, totals
-        )
         # The gradient of a scalar loss is scaled last, so that it is the same number, to the bit,
         # whether it was made here or along with the loss.
+        incoming = grad_loss if per_row else torch.ones_like(grad_loss)
+        grads = self._backward(call, needs, incoming, row_state, totals)
         if not per_row:
             for grad in grads:
                 grad.mul_(grad_loss)
@@ -141,4 +139,98 @@ def linear_operators(way_of: Callable[[HeadCall], Way]) -> LinearOperators:
         )
         return grad_features, grad_weight, grad_bias
 
-    return LinearOperators(linear_forward, linear_backward)
+    def _forward(self, call: HeadCall, needs: Needs) -> tuple[Tensor, ...]:
+        """Loss, ce, kl, row_state, totals and the gradients of features, weight and bias.
+
+        The gradients are those for an incoming gradient of 1 (in each row), in the dtype of the
+        loss, and empty where they are not needed.
+        """
+        num_rows = call.features.shape[0]
+        dtype = loss_dtype(call.features)
+        reduction = REDUCTIONS[call.loss.reduction]
+        of_rows = call.loss._replace(reduction=REDUCTIONS.index("none"))
+        ones = call.features.new_ones(num_rows if reduction == "none" else (), dtype=dtype)
+        ce, kl = (call.features.new_empty(num_rows, dtype=dtype) for _ in range(2))
+        row_state = row_state_like(call.features)
+        gradients = Gradients(call, needs)
+        rows, weight = survey_rows(call), explain_weight(call)
+        # Gradients of the first rows need what the last row adds to the divisor.
+        totals = rows.totals
+        for here, chunk in chunks_of(call):
+            multiply(call, rows, weight, chunk, here)
+            _, ce[here], kl[here], row_state[here], _ = self._similarity_forward(
+                chunk.logits,
+                call.target[here],
+                chunk.dots,
+                chunk.sq_norms,
+                None,
+                *of_rows,
+                *call.labels,
+            )
+            if any(needs):
+                grad_logits = self._differentiate(call, chunk, here, ones, row_state, totals)
+                gradients.add(weight, chunk, grad_logits, here)
+        losses = reference.reduce_terms(
+            reference.RowTerms(ce.double(), kl.double(), rows.live, rows.target_weight),
+            call.loss.temperature,
+            call.loss.ce_weight,
+            call.loss.kl_weight,
+            reduction,
+        )
+        return (*(part.to(dtype) for part in losses), row_state, totals, *gradients.finish())
+
+    def _backward(
+        self, call: HeadCall, needs: Needs, grad_loss: Tensor, row_state: Tensor, totals: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients alone, for an incoming gradient as the row loss takes it."""
+        gradients = Gradients(call, needs)
+        rows, weight = survey_rows(call), explain_weight(call)
+        for here, chunk in chunks_of(call):
+            multiply(call, rows, weight, chunk, here)
+            grad_logits = self._differentiate(call, chunk, here, grad_loss, row_state, totals)
+            gradients.add(weight, chunk, grad_logits, here)
+        return gradients.finish()
+
+    def _differentiate(
+        self,
+        call: HeadCall,
+        chunk: Chunk,
+        here: slice,
+        grad_loss: Tensor,
+        row_state: Tensor,
+        totals: Tensor,
+    ) -> Tensor:
+        """The gradient of a chunk's logits."""
+        return self._similarity_backward(
+            grad_loss[here] if grad_loss.dim() else grad_loss,
+            chunk.logits,
+            call.target[here],
+            chunk.dots,
+            chunk.sq_norms,
+            None,
+            row_state[here],
+            totals,
+            *call.loss,
+            *call.labels,
+        )
+
+
+# A torch.library.Library withdraws its kernels when it is collected.
+_libraries: list[torch.library.Library] = []
+
+
+def register_head(namespace: str, dispatch_key: str, row_losses: Any = None) -> None:
+    """Serve ``linear_forward`` and ``linear_backward`` of ``namespace`` for ``dispatch_key``.
+
+    Args:
+        namespace: one that introkernels/ops/schema.py has defined.
+        dispatch_key: ``"CUDA"`` or ``"CPU"``.
+        row_losses: where the row loss comes from; without it, from ``namespace`` itself.
+    """
+    row_losses = row_losses or getattr(torch.ops, namespace)
+    head = ChunkedHead(row_losses.similarity_forward, row_losses.similarity_backward)
+    library = torch.library.Library(namespace, "IMPL")
+    _libraries.append(library)
+    # Kernels lie below autograd even where they are made of differentiable functions.
+    library.impl("linear_forward", torch.no_grad()(head.linear_forward), dispatch_key)
+    library.impl("linear_backward", torch.no_grad()(head.linear_backward), dispatch_key)

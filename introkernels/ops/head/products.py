@@ -7,6 +7,9 @@ With ``E_c = w_c * h``, elementwise,
 where ``w`` is the weight without its mean in the last two if explanations are centred. Similarities
 are ratios: a power of two that brings each row of features, or the whole weight, near 1 changes
 nothing in them but keeps squares in range.
+
+Everything stays on the device: no number is looked at by the host, so that calls can be captured
+in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,9 +19,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from introkernels.ops.head.call import HeadCall, Needs
-from introkernels.ops.head.chunks import Chunk
+from introkernels import reference
+from introkernels.ops.head import chunks
+from introkernels.ops.head.chunks import Chunk, HeadCall
 from introkernels.ops.schema import loss_dtype
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    features: bool
+    weight: bool
+    bias: bool
 
 
 class Weight(NamedTuple):
@@ -27,21 +39,120 @@ class Weight(NamedTuple):
     Attributes:
         wide: the weight in the computing type.
         explained: the same, or without its mean.
-        squares: the squares of ``explained`` times a power of two.
+        scale: the power of two that keeps its squares in range.
+        squares: the squares of ``explained`` times ``scale``.
     """
 
     wide: Tensor
     explained: Tensor
+    scale: Tensor
     squares: Tensor
 
 
-def multiply(weight: Weight, bias: Tensor | None, chunk: Chunk) -> None:
-    """Fill the matrices of all classes from those of the features."""
+class Rows(NamedTuple):
+    """What is known of all rows before the first product.
+
+    Attributes:
+        live: ``[B]``, the rows that are not ignored.
+        target: ``[B]``, classes that can be read: 0 where the row's target is no class.
+        target_weight: ``[B]`` float64, the class weight of the target; 0 where it is no class.
+        scale: ``[B, 1]``, the power of two that keeps the squares of a row's features in range.
+    """
+
+    live: Tensor
+    target: Tensor
+    target_weight: Tensor
+    scale: Tensor
+
+    @property
+    def totals(self) -> Tensor:
+        """The total of the target weights and the number of live rows, ``[2]`` float64."""
+        return torch.stack([reference.total_weight(self.target_weight), self.live.sum().double()])
+
+
+def explain_weight(call: HeadCall) -> Weight:
+    """Look at the weight once, and make of it what all chunks share."""
+    wide = call.weight.to(loss_dtype(call.features))
+    explained = _without_mean(wide) if call.center else wide
+    # Room for a product of the power with a scaled weight, < 2^8, and a square of features, < 2^16.
+    scale = scale_of(_largest(_largest(explained)), spare_bits=24)
+    return Weight(wide, explained, scale, (explained * scale).square_())
+
+
+def survey_rows(call: HeadCall) -> Rows:
+    """Look at all targets, and at all features for the largest number of each row."""
+    num_classes = call.weight.shape[0]
+    dtype = loss_dtype(call.features)
+    live = call.target != call.loss.ignore_index
+    known = live & (call.target >= 0) & (call.target < num_classes)
+    target = torch.where(known, call.target, 0)
+    target_weight = known.double()
+    if call.loss.weight is not None:
+        # As precise as the row loss takes them, which divides by their sum.
+        weights = call.loss.weight.to(dtype).index_select(0, target)
+        target_weight = torch.where(known, weights.double(), 0)
+    scale = scale_of(_largest(call.features).to(dtype))
+    return Rows(live, target, target_weight, scale[:, None])
+
+
+def multiply(call: HeadCall, rows: Rows, weight: Weight, chunk: Chunk, here: slice) -> None:
+    """Fill the matrices of a chunk, whose rows are those of ``here``."""
+    chunk.features.copy_(call.features[here])
+    # Whatever an ignored row holds must not reach the gradient of the weight.
+    chunk.features.masked_fill_(~rows.live[here, None], 0)
     torch.mm(chunk.features, weight.wide.mT, out=chunk.logits)
-    if bias is not None:
-        chunk.logits.add_(bias)
-    torch.mm(chunk.squares_of_target, weight.explained.mT, out=chunk.dots)
+    if call.bias is not None:
+        chunk.logits.add_(call.bias)
+    torch.mul(chunk.features, rows.scale[here], out=chunk.squares)
+    chunk.squares.square_()
     torch.mm(chunk.squares, weight.squares.mT, out=chunk.sq_norms)
+    of_target = chunk.squares_of_target
+    torch.index_select(weight.explained, 0, rows.target[here], out=of_target)
+    # The product to come takes the explained weight as it is, so that its scale goes in here twice.
+    # Only in this order do both stay in range.
+    of_target.mul_(weight.scale).mul_(chunk.squares).mul_(weight.scale)
+    torch.mm(of_target, weight.explained.mT, out=chunk.dots)
+
+
+def scale_of(largest: Tensor, spare_bits: int = 0) -> Tensor:
+    """The powers of two that bring numbers >= 0 into [2^7, 2^8); ones for inf and NaN.
+
+    None of them exceeds the largest power of the dtype less ``spare_bits``: very small numbers are
+    brought less far. Large numbers are not brought down to 1, so that their powers times what they
+    scale are no subnormal numbers, which have fewer digits.
+    """
+    double = largest.dtype == torch.float64
+    integer, digits, bias = (torch.int64, 52, 1023) if double else (torch.int32, 23, 127)
+    exponent = largest.view(integer) >> digits
+    inverse = (2 * bias + 7 - exponent).clamp_(max=2 * bias - spare_bits)
+    inverse.masked_fill_(exponent == 2 * bias + 1, bias)
+    return (inverse << digits).view(largest.dtype)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest magnitude in the last dimension; 0 where that is empty."""
+    if values.shape[-1] == 0:
+        return values.new_zeros(values.shape[:-1])
+    largest: Tensor = torch.linalg.vector_norm(values, float("inf"), dim=-1)
+    return largest
+
+
+def _without_mean(wide: Tensor) -> Tensor:
+    """The weight less its mean over the classes, rounded to its own type.
+
+    A mean that is large against what it leaves has to have more digits than these numbers: the
+    second part of it is what the first lost in rounding.
+    """
+    num_classes, width = wide.shape
+    total = wide.new_zeros(width, dtype=torch.float64)
+    # So many classes at a time that their float64 copies take no more memory than a chunk.
+    step = max(1, chunks.CHUNK_BYTES // (8 * max(width, 1)))
+    for first in range(0, num_classes, step):
+        total += wide[first : first + step].sum(0, dtype=torch.float64)
+    mean = total / num_classes
+    upper = mean.to(wide.dtype)
+    lower = (mean - upper).to(wide.dtype)
+    return (wide - upper).sub_(lower)
 
 
 class Gradients:
@@ -65,18 +176,14 @@ class Gradients:
         # Sums of many rows that may cancel: each class has one number, which may as well be wide.
         self._bias = call.features.new_zeros(num_classes, dtype=torch.float64)
 
-    def add(self, weight: Weight, features: Tensor, grad_logits: Tensor, first_row: int) -> None:
-        """Add those of a chunk of rows that starts at ``first_row``.
-
-        ``features`` are those of the chunk in the computing type, zeros in ignored rows.
-        """
+    def add(self, weight: Weight, chunk: Chunk, grad_logits: Tensor, here: slice) -> None:
+        """Add those of a chunk, whose rows are those of ``here``."""
         if self._needs.features:
-            rows = slice(first_row, first_row + len(grad_logits))
-            torch.mm(grad_logits, weight.wide, out=self.features[rows])
-        if self._needs.weight and first_row == 0:
-            torch.mm(grad_logits.mT, features, out=self.weight)
+            torch.mm(grad_logits, weight.wide, out=self.features[here])
+        if self._needs.weight and here.start == 0:
+            torch.mm(grad_logits.mT, chunk.features, out=self.weight)
         elif self._needs.weight:
-            self.weight.addmm_(grad_logits.mT, features)
+            self.weight.addmm_(grad_logits.mT, chunk.features)
         if self._needs.bias:
             self._bias += grad_logits.sum(0, dtype=torch.float64)
 

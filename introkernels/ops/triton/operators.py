@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from introkernels.ops.head.operators import ChunkedHead
 from introkernels.ops.indices import check_indices
 from introkernels.ops.options import LabelOptions, LossOptions
 from introkernels.ops.triton import introspective, losses
-from introkernels.ops.triton.head import linear_backward, linear_forward
 from introkernels.ops.triton.losses import Teacher
 from introkernels.ops.triton.statistics import explanation_stats
 
@@ -171,3 +171,7 @@ def introspective_forward(
         ),
         LabelOptions(similarity_temperature, similarity, label_mode, non_target_mass),
     )
+
+
+_head = ChunkedHead(similarity_forward, similarity_backward)
+linear_forward, linear_backward = _head.linear_forward, _head.linear_backward

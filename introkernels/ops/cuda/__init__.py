@@ -1,1 +1,0 @@
-"""Operators of the CUDA backend that are made of matrix products; the others are C++."""
