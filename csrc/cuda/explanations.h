@@ -48,19 +48,10 @@ struct StatisticsPlan {
   int64_t slices_of_segment;
   int num_groups;  // of a row's classes
   int64_t classes_of_group;
-  // Of the kernels that copy in bulk: stages of each warp's ring, 0 for the kernels that load, and
-  // segments whose sums their blocks add up before memory sees them, otherwise 1.
-  int num_stages;
-  int blocks_of_cluster;
 
-  bool is_bulk() const { return num_stages > 0; }
   int64_t blocks_of_row() const { return int64_t(num_segments) * num_groups; }
-  // Sums that memory sees of a class.
-  int num_partials() const { return num_segments / blocks_of_cluster; }
 };
 
-// INTROKERNELS_CUDA_STATISTICS chooses among kernels, see statistics_plan.cu. Throws
-// std::invalid_argument where it asks for what is not there.
 StatisticsPlan plan_statistics(const Explanations& explanations);
 
 // Bytes that the statistics need besides: counters that start as zeros, and sums of segments.

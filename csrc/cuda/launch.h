@@ -66,44 +66,6 @@ void launch(KernelName name, void (*kernel)(Parameters...), dim3 grid, size_t sh
 #endif
 }
 
-#if !defined(INTROKERNELS_EMULATION)
-// The same in clusters of so many blocks, which divide the grid, and with more than 48 KiB of
-// shared memory for each where it asks for them; for GPUs of compute capability 9.0 and later.
-// Throws std::invalid_argument where the kernel was not compiled for such.
-template <typename... Parameters>
-void launch_clusters(KernelName name, void (*kernel)(Parameters...), dim3 grid,
-                     int blocks_of_cluster, size_t shared_bytes, cudaStream_t stream,
-                     Parameters... arguments) {
-  cudaFuncAttributes compiled{};
-  check(cudaFuncGetAttributes(&compiled, kernel), name.text);
-  // Made from PTX for older GPUs, the kernel runs, and does nothing.
-  if (compiled.ptxVersion < 90) {
-    throw std::invalid_argument(std::string("introkernels: this build has no ") + name.text +
-                                " for GPUs of compute capability 9.0 or later");
-  }
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-      name.text);
-  // As much as there is, so that blocks find room beside each other.
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared),
-        name.text);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(blocks_of_cluster);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), name.text);
-}
-#endif
-
 // What the current device has of an attribute.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;

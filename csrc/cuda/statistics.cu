@@ -11,7 +11,6 @@
 // loads on the way, a multiprocessor 64 KiB.
 #include <limits>
 
-#include "cuda/statistics_kernels.h"
 #include "cuda/statistics_row.h"
 
 namespace introkernels::cuda {
@@ -21,7 +20,7 @@ namespace {
 template <typename S, bool kVectors, bool kCenter>
 __global__ __launch_bounds__(kThreads, (sizeof(S) == 8 ? 1 : 2)) void explanation_stats(
     const __grid_constant__ StatisticsCall call) {
-  find_statistics<ByLoads<S, kVectors, kCenter>, false>(call);
+  find_statistics<S, kVectors, kCenter, false>(call);
 }
 
 }  // namespace
@@ -40,13 +39,10 @@ void launch_statistics(const Explanations& explanations, const StatisticsPlan& p
                             outputs,
                             static_cast<int*>(zeros),
                             static_cast<double*>(scratch)};
-#if !defined(INTROKERNELS_EMULATION)
-  if (plan.is_bulk()) return launch_statistics_bulk(call, stream);
-#endif
   with_kernel(explanations, plan, [&]<typename S, bool kVectors, bool kCenter>() {
     launch({"explanation_stats"}, explanation_stats<S, kVectors, kCenter>,
            grid_of(explanations.num_rows * plan.blocks_of_row()),
-           ByLoads<S, kVectors, kCenter>::shared_bytes(plan), stream, call);
+           statistics_shared_bytes<S, kVectors, kCenter>(plan), stream, call);
   });
 }
 

@@ -30,15 +30,8 @@ struct SliceShape {
   static constexpr int64_t kDims = int64_t(kWarp) * kOfLane;
 };
 
-// Numbers of a slice with whole vectors, whatever their type: 1 KiB of gradients.
-constexpr int64_t kSliceBytes = 1024;
-
 // Classes that a warp works on at a time, so that as many loads are on their way.
 constexpr int kClassesAtATime = 4;
-// What a warp works on at a time, where it is copied to shared memory in bulk.
-constexpr int64_t kStageBytes = kClassesAtATime * kSliceBytes;
-// Of all warps, with a barrier of eight bytes for each.
-constexpr int64_t kBytesOfStages = kWarps * (kStageBytes + 8);
 
 // A group has as many sums in shared memory at most; blocks that centre more classes keep them in
 // global memory.
@@ -94,12 +87,6 @@ class SliceStatistics {
   static constexpr int kLoads = Shape::kLoads, kWidth = Shape::kWidth, kOfLane = Shape::kOfLane;
 
  public:
-  // This lane's gradients of a class.
-  union Fetched {
-    uint4 words[kVectors ? kLoads : 1];
-    S values[kOfLane];
-  };
-
   // sums: [2, share.num_classes], dots then squared norms, which start as zeros and get what this
   // block finds. means: kWarps * Shape::kDims numbers of shared memory where kCenter.
   __device__ __forceinline__ SliceStatistics(const Explanations& explanations,
@@ -120,6 +107,13 @@ class SliceStatistics {
       });
     }
   }
+
+ private:
+  // This lane's gradients of a class.
+  union Fetched {
+    uint4 words[kVectors ? kLoads : 1];
+    S values[kOfLane];
+  };
 
   __device__ __forceinline__ static int lane() { return int(threadIdx.x) & (kWarp - 1); }
   __device__ __forceinline__ static int warp() { return int(threadIdx.x) / kWarp; }
@@ -163,17 +157,6 @@ class SliceStatistics {
     }
   }
 
-  // This lane's gradients of a class whose slice lies in shared memory; zeros beyond the last
-  // dimension.
-  __device__ __forceinline__ void read(const unsigned char* slice, Fetched* out) const {
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      out->words[load] = is_inside_[load]
-                             ? reinterpret_cast<const uint4*>(slice)[load * kWarp + lane()]
-                             : make_uint4(0, 0, 0, 0);
-    }
-  }
-
   // Adds what kClassesAtATime classes from `first` on have in this slice; all lanes take part.
   __device__ __forceinline__ void add_products(int64_t first,
                                                const Fetched (&classes)[kClassesAtATime]) const {
@@ -203,11 +186,6 @@ class SliceStatistics {
     }
   }
 
-  __device__ __forceinline__ const S* gradient_of(int64_t k) const {
-    return gradients_ + k * explanations_.class_stride;
-  }
-
- private:
   // Which dimension of the slice number i of this lane is.
   __device__ __forceinline__ static int64_t place_of(int i) {
     return int64_t(i / kWidth * kWarp + lane()) * kWidth + i % kWidth;
@@ -215,7 +193,7 @@ class SliceStatistics {
 
   // This lane's gradients of a class; zeros beyond the last dimension.
   __device__ __forceinline__ void fetch(int64_t k, Fetched* out) const {
-    const S* const gradient = gradient_of(k);
+    const S* const gradient = gradients_ + k * explanations_.class_stride;
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
       if constexpr (kVectors) {

@@ -1,14 +1,7 @@
-"""Statistics of gradients that lie in vectors, by the kernels that load and by those that copy.
-
-INTROKERNELS_CUDA_STATISTICS is read once in a process, so that one of these tests runs all others
-again in processes that have chosen.
-"""
+"""The CUDA kernels on gradients that lie in vectors of 16 bytes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -23,21 +16,19 @@ import introkernels as ik
 
 pytestmark = pytest.mark.gpu
 
-VARIABLE = "INTROKERNELS_CUDA_STATISTICS"
-TIME_LIMIT = 600
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # Rows, classes, dimensions, keywords. Dimensions that come by 16 bytes: a part of a slice, which is
-# 1 KiB of a class, one and a bit, several segments of them, and so many that a row has several
-# clusters. Classes around what a warp and a block work on at a time, and more than a block has.
+# 1 KiB of a class, one and a bit, and several segments of them. Classes around what a warp and a
+# block work on at a time, and more than a block has.
 CASES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "one-vector": (1, 1, 16, {}),
     "part-of-a-slice": (300, 5, 48, {}),
     "slice-and-a-bit": (40, 31, 1040, {}),
     "segments": (64, 100, 3072, {}),
     "groups": (2, 1100, 2048, {}),
-    "clusters": (2, 4, 500_000, {}),
+    "many-segments": (2, 4, 500_000, {}),
     "ignored": (70, 33, 4096, {"ignored": 9, "reduction": "none"}),
     "explained": (50, 300, 2064, {"explained": 7}),
 }
@@ -101,33 +92,3 @@ def test_views_of_larger_tensors(dtype: torch.dtype) -> None:
         exact = ik.reference.explanation_stats(gradients.double(), inputs.double(), target)
         assert_accurate(actual.dots, exact.dots, "dots")
         assert_accurate(actual.sq_norms, exact.sq_norms, "sq_norms")
-
-
-def test_the_kernels_asked_for_run() -> None:
-    case = case_of("segments", torch.bfloat16)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        statistics_of(case)
-        results(leaves_of(case))
-        torch.cuda.synchronize()
-    ran = " ".join(event.name for event in profile.events())
-    is_bulk = os.environ.get(VARIABLE) == "bulk"
-    assert ("explanation_stats_bulk" in ran, "introspective_bulk" in ran) == (is_bulk, is_bulk)
-    assert "explanation_stats" in ran
-
-
-@pytest.mark.skipif(VARIABLE in os.environ, reason="this process has chosen")
-@pytest.mark.parametrize("kernels", ["portable", "bulk"])
-def test_all_of_these_by_kernels_that_are_asked_for(kernels: str) -> None:
-    capability = torch.cuda.get_device_capability()
-    if kernels == "bulk" and capability < (9, 0):
-        pytest.skip(f"needs compute capability 9.0, this GPU has {capability}")
-    tests = ("-m", "gpu", "-k", "cuda", "-p", "no:cacheprovider", __file__)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *tests],
-        env=os.environ | {VARIABLE: kernels},
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
