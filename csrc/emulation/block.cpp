@@ -95,7 +95,7 @@ void Block::start(const Launch& launch) {
   const dim3 size = launch.block;
   num_threads_ = size.x * size.y * size.z;
   num_warps_ = (num_threads_ + kLanes - 1) / kLanes;
-  num_exited_ = num_arrived_ = num_true_ = 0;
+  num_exited_ = num_arrived_ = 0;
   turn_ = 0;
   ready_warps_ = first_bits(num_warps_);
   for (unsigned w = 0; w < num_warps_; ++w) {
@@ -198,7 +198,7 @@ void Block::exit() {
   }
 }
 
-unsigned Block::meet_block(const Call& call, bool predicate) {
+void Block::meet_block(const Call& call) {
   if (!shared_->borders_are_whole()) {
     fail_at(call, [&] { return shared_->damage() + ", before this call"; });
   }
@@ -219,14 +219,11 @@ unsigned Block::meet_block(const Call& call, bool predicate) {
   }
   warp.at_block |= bit(lane_);
   warp.calls[lane_] = call;
-  num_true_ += predicate;
   if (++num_arrived_ == num_threads_) release_block();
   wait();
-  return barrier_result_;
 }
 
 void Block::release_block() {
-  barrier_result_ = std::exchange(num_true_, 0);
   num_arrived_ = 0;
   ready_warps_ = first_bits(num_warps_);
   for (unsigned w = 0; w < num_warps_; ++w) {
@@ -234,24 +231,10 @@ void Block::release_block() {
   }
 }
 
-unsigned Block::meet_vote(const Call& call, unsigned mask, bool predicate) {
+void Block::meet_warp(const Call& call, unsigned mask) {
   check_mask(call, mask);
-  Warp& warp = this->warp();
-  const unsigned lane = lane_;
-  warp.values[lane] = predicate;
-  if (come_to_warp(call, mask)) {
-    uint32_t votes = 0;
-    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
-      const unsigned other = unsigned(std::countr_zero(rest));
-      votes |= uint32_t(warp.values[other]) << other;
-    }
-    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
-      warp.values[unsigned(std::countr_zero(rest))] = votes;
-    }
-    release_warp(mask);
-  }
+  if (come_to_warp(call, mask)) release_warp(mask);
   wait();
-  return unsigned(warp.values[lane]);
 }
 
 uint64_t Block::meet_exchange(const Call& call, unsigned mask, uint64_t value, unsigned source) {

@@ -46,8 +46,8 @@ class Block {
   unsigned lane() const { return lane_; }
   unsigned char* shared() const { return shared_->data(); }
 
-  unsigned meet_block(const Call& call, bool predicate);
-  unsigned meet_vote(const Call& call, unsigned mask, bool predicate);
+  void meet_block(const Call& call);
+  void meet_warp(const Call& call, unsigned mask);
   uint64_t meet_exchange(const Call& call, unsigned mask, uint64_t value, unsigned source);
 
  private:
@@ -104,8 +104,6 @@ class Block {
   // The barrier that threads wait in.
   unsigned num_arrived_ = 0;
   unsigned first_arrived_ = 0;
-  unsigned num_true_ = 0;
-  unsigned barrier_result_ = 0;
 
   // That of the caller of run, and those of threads; idle ones have no thread.
   Fiber caller_;

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "emulation/block.h"
-#include "emulation/cuda_runtime_api.h"
 
 uint3 threadIdx{};
 uint3 blockIdx{};
@@ -19,12 +18,6 @@ namespace {
 std::string text_of(dim3 size) {
   return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " +
          std::to_string(size.z) + ")";
-}
-
-size_t attribute(cudaDeviceAttr name) {
-  int value = 0;
-  cudaDeviceGetAttribute(&value, name, 0);
-  return size_t(value);
 }
 
 void check(const Launch& launch) {
@@ -41,7 +34,9 @@ void check(const Launch& launch) {
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     refuse("no block is " + text_of(block) + " threads large");
   }
-  if (launch.shared_bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
+  // More takes an attribute of the kernel.
+  constexpr size_t kMaxSharedBytes = 49152;
+  if (launch.shared_bytes > kMaxSharedBytes) {
     refuse("no block has " + std::to_string(launch.shared_bytes) + " bytes of shared memory");
   }
 }
@@ -53,12 +48,8 @@ uint64_t num_launches = 0;
 
 unsigned char* dynamic_shared() { return the_block.shared(); }
 unsigned lane() { return the_block.lane(); }
-unsigned meet_block(const Call& call, bool predicate) {
-  return the_block.meet_block(call, predicate);
-}
-unsigned meet_vote(const Call& call, unsigned mask, bool predicate) {
-  return the_block.meet_vote(call, mask, predicate);
-}
+void meet_block(const Call& call) { the_block.meet_block(call); }
+void meet_warp(const Call& call, unsigned mask) { the_block.meet_warp(call, mask); }
 uint64_t meet_exchange(const Call& call, unsigned mask, uint64_t value, unsigned source) {
   return the_block.meet_exchange(call, mask, value, source);
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <type_traits>
 
 namespace emulation {
 
@@ -13,24 +12,23 @@ struct Binary16 {
   static constexpr int kFraction = 10;
   static constexpr int kMinExponent = -14;
   static constexpr uint16_t kInfinity = 0x7C00;
-
-  static float widened(uint16_t bits) {
-    const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7FFF;
-    if (magnitude > kInfinity) return std::bit_cast<float>(0x7FFFFFFFU);
-    if (magnitude == kInfinity) return std::bit_cast<float>(sign | 0x7F800000U);
-    // As a float it has the same fraction and, subnormal or not, an exponent 112 too small.
-    const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
-    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
-  }
 };
 
 struct BrainFloat16 {
   static constexpr int kFraction = 7;
   static constexpr int kMinExponent = -126;
   static constexpr uint16_t kInfinity = 0x7F80;
-
-  static float widened(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
+
+// A float16 as a float.
+inline float widened(uint16_t bits) {
+  const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7FFF;
+  if (magnitude > Binary16::kInfinity) return std::bit_cast<float>(0x7FFFFFFFU);
+  if (magnitude == Binary16::kInfinity) return std::bit_cast<float>(sign | 0x7F800000U);
+  // As a float it has the same fraction and, subnormal or not, an exponent 112 too small.
+  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+}
 
 // The nearest number of the format, the even one of two; any NaN becomes the same.
 template <typename Format>
@@ -51,39 +49,5 @@ uint16_t narrowed(double x) {
       (uint64_t(exponent - Format::kMinExponent) << Format::kFraction) + rounded;
   return uint16_t(sign | std::min<uint64_t>(magnitude, Format::kInfinity));
 }
-
-template <typename Format>
-class HalfNumber {
- public:
-  HalfNumber() = default;
-  // From any number, rounded once.
-  template <typename T>
-    requires std::is_arithmetic_v<T>
-  HalfNumber(T x) : bits_(narrowed<Format>(double(x))) {}
-
-  static HalfNumber of_bits(uint16_t bits) {
-    HalfNumber number;
-    number.bits_ = bits;
-    return number;
-  }
-  uint16_t bits() const { return bits_; }
-
-  operator float() const { return Format::widened(bits_); }
-
-  // Exact results rounded once: a float has more than twice the digits.
-  friend HalfNumber operator+(HalfNumber a, HalfNumber b) { return float(a) + float(b); }
-  friend HalfNumber operator-(HalfNumber a, HalfNumber b) { return float(a) - float(b); }
-  friend HalfNumber operator*(HalfNumber a, HalfNumber b) { return float(a) * float(b); }
-  friend HalfNumber operator/(HalfNumber a, HalfNumber b) { return float(a) / float(b); }
-  friend HalfNumber operator-(HalfNumber a) { return of_bits(a.bits_ ^ 0x8000); }
-
- private:
-  uint16_t bits_;
-};
-
-template <typename Format>
-struct alignas(4) HalfPair {
-  HalfNumber<Format> x, y;
-};
 
 }  // namespace emulation

@@ -67,24 +67,25 @@ def test_missing_barrier_of_a_warp_is_seen(library, monkeypatch: pytest.MonkeyPa
 
 WRONG_CALLS = {
     "mask_without_caller": (
-        r"__shfl_sync at PLACE: its mask 0x0000ffff leaves out the calling lane \d+"
+        r"__shfl_xor_sync at PLACE: its mask 0x0000ffff leaves out the calling lane \d+"
     ),
     "mask_of_exited_lanes": (
         "__shfl_xor_sync at PLACE: its mask 0xffffffff names lane 3, which ended"
     ),
     "mask_of_missing_lanes": (
-        "__ballot_sync at PLACE: its mask 0xffffffff names lanes 16, 17, 18, .*, 30, 31, which the "
+        "__syncwarp at PLACE: its mask 0xffffffff names lanes 16, 17, 18, .*, 30, 31, which the "
         "block does not have"
     ),
     "different_masks": (
-        r"__any_sync at PLACE: its mask is 0x\w+, while lane \d+ of it waits in __any_sync at "
+        r"__syncwarp at PLACE: its mask is 0x\w+, while lane \d+ of it waits in __syncwarp at "
         r"PLACE with the mask 0x\w+"
     ),
     "different_places": (
-        r"__shfl_sync at .*: lane \d+ of its mask 0xffffffff waits in another place, in __shfl_sync"
+        r"__shfl_xor_sync at .*: lane \d+ of its mask 0xffffffff waits in another place, in "
+        "__shfl_xor_sync"
     ),
     "source_outside_mask": (
-        r"__shfl_down_sync at PLACE: it takes the value of lane \d+, which its mask 0x0000ffff "
+        r"__shfl_xor_sync at PLACE: it takes the value of lane \d+, which its mask 0x0000ffff "
         "leaves out"
     ),
     "crossed_masks": (

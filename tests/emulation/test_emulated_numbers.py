@@ -28,29 +28,28 @@ def all_numbers(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(2**15), 2**15).short().view(dtype)
 
 
-def probes(dtype: torch.dtype, wide: torch.dtype) -> Tensor:
+def probes(dtype: torch.dtype) -> Tensor:
     """All numbers of a half type, what lies halfway between two, and the neighbours of both."""
-    numbers = all_numbers(dtype).to(wide)
+    numbers = all_numbers(dtype).float()
     numbers = numbers[numbers.isfinite()].sort().values
     halfway = (numbers[1:] + numbers[:-1]) / 2
     # Beyond the largest number the next power of two counts as its neighbour.
     limit = torch.finfo(dtype).max * (1 + torch.finfo(dtype).eps / 4) * torch.tensor([1.0, -1.0])
-    centers = torch.cat([numbers, halfway, limit.to(wide)])
-    infinity = torch.tensor(torch.inf, dtype=wide)
-    extremes = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan], dtype=wide)
-    random = torch.randn(10_000, dtype=wide) * 10 ** (torch.rand(10_000, dtype=wide) * 90 - 48)
+    centers = torch.cat([numbers, halfway, limit])
+    infinity = torch.tensor(torch.inf)
+    extremes = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan])
+    random = torch.randn(10_000) * 10 ** (torch.rand(10_000) * 90 - 48)
     return torch.cat(
         [
             *(centers, torch.nextafter(centers, infinity), torch.nextafter(centers, -infinity)),
-            *(extremes, random.to(wide)),
+            *(extremes, random),
         ]
     )
 
 
-@pytest.mark.parametrize("name", HALF_TYPES)
-def test_widened_numbers(library, name: str) -> None:
-    numbers = all_numbers(HALF_TYPES[name])
-    widened = convert(library, f"widen_{name}", numbers.view(torch.int16), torch.float32)
+def test_widened_numbers(library) -> None:
+    numbers = all_numbers(torch.float16)
+    widened = convert(library, "widen_half", numbers.view(torch.int16), torch.float32)
     expected = numbers.float()
     assert torch.equal(widened.isnan(), expected.isnan())
     known = ~expected.isnan()
@@ -59,52 +58,21 @@ def test_widened_numbers(library, name: str) -> None:
 
 @pytest.mark.parametrize("name", HALF_TYPES)
 def test_rounded_floats(library, name: str) -> None:
-    source = probes(HALF_TYPES[name], torch.float32)
+    source = probes(HALF_TYPES[name])
     bits = convert(library, f"narrow_{name}", source, torch.int16)
     expected = source.to(HALF_TYPES[name]).view(torch.int16)
     assert torch.equal(bits, torch.where(source.isnan(), NAN_BITS, expected))
 
 
-@pytest.mark.parametrize("name", HALF_TYPES)
-def test_rounded_doubles(library, name: str) -> None:
-    """Once, and not to float32 before, which makes ties of what lies next to them."""
-    dtype = HALF_TYPES[name]
-    source = probes(dtype, torch.float64)
-    bits = convert(library, f"narrow_double_{name}", source, torch.int16)
-    # A float that is rounded to odd, where a double is no float, keeps its side of every tie.
-    narrow = source.float()
-    wide = narrow.double()
-    off = wide != source
-    even = off & (narrow.view(torch.int32) % 2 == 0)
-    toward = torch.where(source > wide, torch.inf, -torch.inf).float()
-    to_odd = torch.where(even & narrow.isfinite(), torch.nextafter(narrow, toward), narrow)
-    expected = to_odd.to(dtype).view(torch.int16)
-    assert torch.equal(bits, torch.where(source.isnan(), NAN_BITS, expected))
-
-
-FLOAT, INT, UNSIGNED = ctypes.c_float, ctypes.c_int, ctypes.c_uint
-NAN = math.nan
+FLOAT, UNSIGNED = ctypes.c_float, ctypes.c_uint
 
 
 @pytest.mark.parametrize(
     ("name", "result", "arguments", "expected"),
     [
-        # A NaN is left out where there is a number.
-        ("larger", FLOAT, (FLOAT(1), FLOAT(2)), 2.0),
-        ("larger", FLOAT, (FLOAT(NAN), FLOAT(2)), 2.0),
-        ("larger", FLOAT, (FLOAT(1), FLOAT(NAN)), 1.0),
-        ("larger", FLOAT, (FLOAT(NAN), FLOAT(NAN)), NAN),
-        ("smaller", FLOAT, (FLOAT(1), FLOAT(2)), 1.0),
-        ("smaller", FLOAT, (FLOAT(NAN), FLOAT(2)), 2.0),
-        ("smaller", FLOAT, (FLOAT(NAN), FLOAT(NAN)), NAN),
         ("reciprocal_root", FLOAT, (FLOAT(4),), 0.5),
         ("reciprocal_root", FLOAT, (FLOAT(0),), math.inf),
-        ("high_product", UNSIGNED, (UNSIGNED(2**31), UNSIGNED(6)), 3),
-        ("first_bit", INT, (INT(0),), 0),
-        ("first_bit", INT, (INT(8),), 4),
-        ("leading_zeros", INT, (INT(0),), 32),
-        ("leading_zeros", INT, (INT(1),), 31),
-        ("bits_of", UNSIGNED, (FLOAT(-2),), 0xC0000000),
+        ("of_bits", FLOAT, (UNSIGNED(0xC0000000),), -2.0),
     ],
 )
 def test_functions(library, name: str, result: Any, arguments: Any, expected: float) -> None:

@@ -60,7 +60,7 @@ __global__ void barrier_in_a_loop(int*) {
 }
 
 __global__ void mask_without_caller(int* out) {
-  out[thread()] = __shfl_sync(0x0000FFFF, thread(), 0);  // mask_without_caller
+  out[thread()] = __shfl_xor_sync(0x0000FFFF, thread(), 1);  // mask_without_caller
 }
 
 __global__ void mask_of_exited_lanes(int* out) {
@@ -68,27 +68,27 @@ __global__ void mask_of_exited_lanes(int* out) {
   out[thread()] = __shfl_xor_sync(kAll, thread(), 1);  // mask_of_exited_lanes
 }
 
-__global__ void mask_of_missing_lanes(int* out) {
+__global__ void mask_of_missing_lanes(int*) {
   // The last warp of the block is half a warp.
-  out[thread()] = int(__ballot_sync(kAll, 1));  // mask_of_missing_lanes
+  __syncwarp();  // mask_of_missing_lanes
 }
 
-__global__ void different_masks(int* out) {
+__global__ void different_masks(int*) {
   const unsigned mask = thread() % 32 == 9 ? 0x0000FFFF : kAll;
-  out[thread()] = __any_sync(mask, 1);  // different_masks
+  __syncwarp(mask);  // different_masks
 }
 
 __global__ void different_places(int* out) {
   if (thread() % 32 < 16) {
-    out[thread()] = __shfl_sync(kAll, thread(), 0);
+    out[thread()] = __shfl_xor_sync(kAll, thread(), 1);
   } else {
-    out[thread()] = __shfl_sync(kAll, thread(), 0);  // different_places
+    out[thread()] = __shfl_xor_sync(kAll, thread(), 1);  // different_places
   }
 }
 
 __global__ void source_outside_mask(int* out) {
   if (thread() % 32 >= 16) return;
-  out[thread()] = __shfl_down_sync(0x0000FFFF, thread(), 4);  // source_outside_mask
+  out[thread()] = __shfl_xor_sync(0x0000FFFF, thread(), 16);  // source_outside_mask
 }
 
 __global__ void deadlock(int*) {

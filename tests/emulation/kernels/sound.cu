@@ -55,16 +55,16 @@ __global__ void transpose(const float* in, int rows, int columns, float* out) {
 }
 
 // The last block to take a ticket adds up what all blocks left.
-__global__ void sum_by_tickets(const float* x, int columns, float* partial, unsigned* ticket,
+__global__ void sum_by_tickets(const float* x, int columns, float* partial, int* ticket,
                                float* out) {
   float sum = 0;
   const int step = int(gridDim.x * blockDim.x);
   for (int c = int(blockIdx.x * blockDim.x + threadIdx.x); c < columns; c += step) sum += x[c];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  if (threadIdx.x != 0) return;
+  partial[blockIdx.x] = sum;
   __threadfence();
-  const int is_last = threadIdx.x == 0 && atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
-  if (__syncthreads_or(is_last) && threadIdx.x == 0) {
+  if (atomicAdd(ticket, 1) == int(gridDim.x) - 1) {
     float total = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) total += __ldcg(partial + block);
     *out = total;
@@ -72,14 +72,8 @@ __global__ void sum_by_tickets(const float* x, int columns, float* partial, unsi
 }
 
 template <typename T>
-__global__ void shuffle(const T* in, int way, int argument, int width, T* out) {
-  const T value = in[threadIdx.x];
-  T result{};
-  if (way == 0) result = __shfl_sync(kAll, value, argument, width);
-  if (way == 1) result = __shfl_up_sync(kAll, value, unsigned(argument), width);
-  if (way == 2) result = __shfl_down_sync(kAll, value, unsigned(argument), width);
-  if (way == 3) result = __shfl_xor_sync(kAll, value, argument, width);
-  out[threadIdx.x] = result;
+__global__ void shuffle(const T* in, int lane_mask, int width, T* out) {
+  out[threadIdx.x] = __shfl_xor_sync(kAll, in[threadIdx.x], lane_mask, width);
 }
 
 // Groups of eight lanes that take part in as many shuffles as their number in the warp says.
@@ -88,40 +82,10 @@ __global__ void groups(int* out) {
   const unsigned mask = 0xFFU << (group * 8);
   int value = lane;
   for (int round = 0; round <= group; ++round) {
-    value = __shfl_sync(mask, value, lane + 1, 8);
+    value = __shfl_xor_sync(mask, value + 1, 1, 8);
     __syncwarp(mask);
   }
   out[threadIdx.x] = value;
-}
-
-__global__ void votes(const int* in, int* out) {
-  const int vote = in[threadIdx.x];
-  const int of_warp[] = {int(__ballot_sync(kAll, vote)), __any_sync(kAll, vote),
-                         __all_sync(kAll, vote)};
-  const int of_block[] = {__syncthreads_count(vote), __syncthreads_or(vote),
-                          __syncthreads_and(vote)};
-  int* const mine = out + threadIdx.x * 6;
-  for (int i = 0; i < 3; ++i) {
-    mine[i] = of_warp[i];
-    mine[3 + i] = of_block[i];
-  }
-}
-
-// Values that several threads make together, each in its own way.
-__global__ void atomics(int* integers, unsigned* naturals, unsigned long long* longs, float* real,
-                        double* wide) {
-  const int i = int(threadIdx.x);
-  atomicAdd(integers, i);
-  atomicMax(integers + 1, i);
-  atomicMin(integers + 2, -i);
-  if (i == 7) atomicExch(integers + 3, 70);
-  atomicCAS(integers + 4, i, i + 1);
-  atomicAdd(naturals, unsigned(i));
-  atomicMax(naturals + 1, unsigned(i));
-  atomicAdd(longs, 1ULL << 40);
-  atomicMin(longs + 1, 5ULL);
-  atomicAdd(real, 0.5F);
-  atomicAdd(wide, 0.25);
 }
 
 // Each thread notes when it came by, twice.
@@ -139,9 +103,9 @@ __global__ void copy_shared(unsigned char* out) {
 }
 
 template <typename T>
-const char* run_shuffle(const T* in, int way, int argument, int width, T* out) {
+const char* run_shuffle(const T* in, int lane_mask, int width, T* out) {
   return report_of(
-      [=] { launch("shuffle", 1, 32, 0, [=] { shuffle(in, way, argument, width, out); }); });
+      [=] { launch("shuffle", 1, 32, 0, [=] { shuffle(in, lane_mask, width, out); }); });
 }
 
 }  // namespace
@@ -162,42 +126,29 @@ EXPORTED const char* run_transpose(const float* in, int rows, int columns, float
 }
 
 EXPORTED const char* run_sum_by_tickets(const float* x, int columns, int blocks, float* partial,
-                                        unsigned* ticket, float* out) {
+                                        int* ticket, float* out) {
   return report_of([=] {
     launch("sum_by_tickets", unsigned(blocks), 64, sizeof(float) * 2,
            [=] { sum_by_tickets(x, columns, partial, ticket, out); });
   });
 }
 
-EXPORTED const char* run_shuffle_int(const int* in, int way, int argument, int width, int* out) {
-  return run_shuffle(in, way, argument, width, out);
+EXPORTED const char* run_shuffle_int(const int* in, int lane_mask, int width, int* out) {
+  return run_shuffle(in, lane_mask, width, out);
 }
-EXPORTED const char* run_shuffle_long(const long long* in, int way, int argument, int width,
+EXPORTED const char* run_shuffle_long(const long long* in, int lane_mask, int width,
                                       long long* out) {
-  return run_shuffle(in, way, argument, width, out);
+  return run_shuffle(in, lane_mask, width, out);
 }
-EXPORTED const char* run_shuffle_float(const float* in, int way, int argument, int width,
-                                       float* out) {
-  return run_shuffle(in, way, argument, width, out);
+EXPORTED const char* run_shuffle_float(const float* in, int lane_mask, int width, float* out) {
+  return run_shuffle(in, lane_mask, width, out);
 }
-EXPORTED const char* run_shuffle_double(const double* in, int way, int argument, int width,
-                                        double* out) {
-  return run_shuffle(in, way, argument, width, out);
+EXPORTED const char* run_shuffle_double(const double* in, int lane_mask, int width, double* out) {
+  return run_shuffle(in, lane_mask, width, out);
 }
 
 EXPORTED const char* run_groups(int* out) {
   return report_of([=] { launch("groups", 1, 64, 0, [=] { groups(out); }); });
-}
-
-EXPORTED const char* run_votes(const int* in, int* out) {
-  return report_of([=] { launch("votes", 1, 96, 0, [=] { votes(in, out); }); });
-}
-
-EXPORTED const char* run_atomics(int* integers, unsigned* naturals, unsigned long long* longs,
-                                 float* real, double* wide) {
-  return report_of([=] {
-    launch("atomics", 1, 64, 0, [=] { atomics(integers, naturals, longs, real, wide); });
-  });
 }
 
 EXPORTED const char* run_note_turns(int blocks, int threads, int* clock, int* turns) {
