@@ -83,8 +83,10 @@ TORCH_TARGET_VERSION = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}00000000000
 CXX = shlex.split(os.environ.get("CXX", "c++"))
 STANDARD = "-std=c++20"
 # No -ffast-math (NaN and −inf carry meaning here), and no contraction to fused multiply-add other
-# than where a kernel says so: the bits are not the compiler's choice. -Wno-psabi, as vectors wider
-# than the machine's registers are passed between inlined functions only.
+# than where a kernel says so: the bits are not the compiler's choice. -fno-trapping-math, without
+# which GCC vectorises no loop with a choice in it: nobody traps floating-point exceptions.
+# -Wno-psabi, as vectors wider than the machine's registers are passed between inlined functions
+# only.
 CXX_FLAGS = [STANDARD, "-O3", *(ROOT / "csrc" / "flags.txt").read_text().split()]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from introkernels.autograd import DistillationFunction, _apply
+from introkernels.autograd import RowLossFunction, _apply
 from introkernels.checks import loss_keywords
 from introkernels.ops.select import operators
+from introkernels.options import Options
 
 TURNS = 5000
 
@@ -32,11 +33,11 @@ def main() -> None:
         torch.randn(8, 10),
         torch.randint(10, (8,)),
         None,
-        loss_keywords(4.0, 0.7, 0.3, -100, 0.0, "mean"),
+        Options(*loss_keywords(4.0, 0.7, 0.3, 0.0, -100, "mean")),
     )
     ways: dict[str, Callable[[], Any]] = {
-        "Function.apply": lambda: DistillationFunction.apply(*inputs),
-        "_apply": lambda: _apply(DistillationFunction, inputs),
+        "Function.apply": lambda: RowLossFunction.apply(*inputs),
+        "_apply": lambda: _apply(RowLossFunction, inputs),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):

@@ -8,8 +8,7 @@ may be kept and walked twice. Together with the operators' own vmap rules, ``set
 ``generate_vmap_rule`` make ``torch.func`` transforms work.
 
 Each ``forward`` returns the outputs of its operator: the loss, which carries the graph, then
-constants. ``options`` are the operator's trailing numbers, in its schema's order; they are one
-argument because torch.compile counts the parameters of a ``forward``.
+constants.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from introkernels import checks
+from introkernels.options import Options
 from introkernels.types import LossParts
-
-Scalar = float | int | bool
 
 
 class LossFunction(torch.autograd.Function):
@@ -52,8 +50,8 @@ def _apply(function: type[LossFunction], inputs: tuple[Any, ...]) -> Any:
     return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
 
 
-class DistillationFunction(LossFunction):
-    """The row loss on given teacher logits."""
+class RowLossFunction(LossFunction):
+    """The row loss of logits and teacher logits."""
 
     differentiable = (1,)
 
@@ -64,65 +62,28 @@ class DistillationFunction(LossFunction):
         teacher_logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        options: tuple[Scalar, ...],
+        options: Options,
     ) -> tuple[Tensor, ...]:
-        outputs = operators.distillation_forward(logits, teacher_logits, target, weight, *options)
-        return tuple(outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, teacher_logits, target, weight, ctx.options = inputs
-        _, _, _, row_state, totals = output
-        _save(ctx, logits, teacher_logits, target, row_state, totals, weight)
-        _only_loss_has_gradient(ctx, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        grad_logits = None
-        if grad_loss is not None:
-            grad_logits = _once(
-                ctx.operators.distillation_backward, grad_loss, *ctx.saved_tensors, *ctx.options
-            )
-        return (None, grad_logits, *(None,) * 4)
-
-
-class SimilarityFunction(LossFunction):
-    """The row loss on explanation statistics."""
-
-    differentiable = (1,)
-
-    @staticmethod
-    def forward(
-        operators: SimpleNamespace,
-        logits: Tensor,
-        target: Tensor,
-        dots: Tensor,
-        sq_norms: Tensor,
-        class_index: Tensor | None,
-        weight: Tensor | None,
-        options: tuple[Scalar, ...],
-    ) -> tuple[Tensor, ...]:
-        outputs = operators.similarity_forward(
-            logits, target, dots, sq_norms, class_index, weight, *options
+        outputs = operators.row_loss_forward(
+            logits, teacher_logits, target, weight, options.floats, options.ints
         )
         return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, target, dots, sq_norms, class_index, weight, ctx.options = inputs
-        _, _, _, row_state, totals = output
-        _save(ctx, logits, target, dots, sq_norms, class_index, row_state, totals, weight)
+        ctx.operators, logits, teacher_logits, target, weight, ctx.options = inputs
+        _save(ctx, logits, teacher_logits, target, weight, output[-1])
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 6)
+        return (None, _grad_of_logits(ctx, grad_loss), *(None,) * 4)
 
 
 class IntrospectiveFunction(LossFunction):
-    """Statistics and row loss in one pass over the gradients.
+    """Statistics, teacher logits and row loss in one pass over the gradients.
 
-    Its backward needs the statistics only, so the gradients tensor is not kept alive.
+    Its backward is that of the row loss, so the gradients tensor is not kept alive.
     """
 
     differentiable = (1,)
@@ -135,32 +96,38 @@ class IntrospectiveFunction(LossFunction):
         gradients: Tensor,
         inputs: Tensor,
         class_index: Tensor | None,
-        center: bool,
         weight: Tensor | None,
-        options: tuple[Scalar, ...],
+        options: Options,
     ) -> tuple[Tensor, ...]:
         outputs = operators.introspective_forward(
-            logits, target, gradients, inputs, class_index, center, weight, *options
+            logits,
+            target,
+            gradients,
+            inputs,
+            class_index,
+            weight,
+            options.floats,
+            options.ints,
         )
         return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, logits, target, _, _, class_index, _, weight, ctx.options = inputs
-        _, _, _, row_state, totals, dots, sq_norms = output
-        _save(ctx, logits, target, dots, sq_norms, class_index, row_state, totals, weight)
+        ctx.operators, logits, target, _, _, _, weight, ctx.options = inputs
+        *_, state, teacher_logits = output
+        _save(ctx, logits, teacher_logits, target, weight, state)
         _only_loss_has_gradient(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
-        return (None, _grad_of_similarity_loss(ctx, grad_loss), *(None,) * 7)
+        return (None, _grad_of_logits(ctx, grad_loss), *(None,) * 6)
 
 
 class LinearFunction(LossFunction):
     """The linear head and its loss, explained at the features.
 
-    ``needs`` says which gradients (of features, weight, bias) the forward makes along with the
-    loss. The first backward hands them out; where there are none, or no more, they are made again.
+    ``options.need_…`` say which gradients the forward makes along with the loss. The first backward
+    hands them out; where there are none, or no more, they are made again.
     """
 
     differentiable = (1, 2, 4)
@@ -172,61 +139,81 @@ class LinearFunction(LossFunction):
         weight: Tensor,
         target: Tensor,
         bias: Tensor | None,
-        needs: tuple[bool, bool, bool],
-        center: bool,
         class_weight: Tensor | None,
-        options: tuple[Scalar, ...],
+        options: Options,
     ) -> tuple[Tensor, ...]:
-        outputs = operators.linear_forward(
-            features, weight, target, bias, *needs, center, class_weight, *options
+        outputs = operators.linear(
+            features, weight, target, bias, class_weight, None, options.floats, options.ints
         )
         return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, features, weight, target, bias, needs, ctx.center, class_weight, options = (
-            inputs
-        )
-        ctx.options = options
-        _, _, _, row_state, totals, *unit_grads = output
-        _save(ctx, features, weight, target, bias, row_state, totals, class_weight)
+        ctx.operators, features, weight, target, bias, class_weight, ctx.options = inputs
+        _save(ctx, features, weight, target, bias, class_weight)
         _only_loss_has_gradient(ctx, output)
+        needs = ctx.options.need_features, ctx.options.need_weight, ctx.options.need_bias
         # Apart from the saved tensors, which nobody may write to.
-        ctx.kept = {"unit_grads": unit_grads} if any(needs) else {}
+        ctx.kept = {"unit_grads": output[3:]} if any(needs) else {}
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
         if grad_loss is None:
-            return (None,) * 9
-        features, weight, target, bias, row_state, totals, class_weight = ctx.saved_tensors
+            return (None,) * 7
         _, need_features, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+        needs = (need_features, need_weight, need_bias)
         # Taken in one step, as two threads may walk a graph at once.
         unit_grads = ctx.kept.pop("unit_grads", None) if _is_plain(grad_loss) else None
-        if unit_grads is not None:
-            multiply = partial(_multiply_in_place, unit_grads)
-            grads = _once(multiply, grad_loss, features, weight, bias)
-        else:
-            grads = _once(
-                ctx.operators.linear_backward,
-                grad_loss,
-                features,
-                weight,
-                target,
-                bias,
-                row_state,
-                totals,
-                need_features,
-                need_weight,
-                ctx.center,
-                class_weight,
-                *ctx.options,
-            )
+        make = partial(_make_head_gradients, ctx.operators, ctx.options, needs, unit_grads)
+        grads = _once(make, grad_loss, *ctx.saved_tensors)
         # A gradient that is not needed comes as an empty tensor.
-        needed = (need_features, need_weight, need_bias)
-        grad_features, grad_weight, grad_bias = [
-            grad if need else None for grad, need in zip(grads, needed, strict=True)
+        features, weight, bias = (
+            grad if need else None for grad, need in zip(grads, needs, strict=True)
+        )
+        return (None, features, weight, None, bias, None, None)
+
+
+def _make_head_gradients(
+    operators: SimpleNamespace,
+    options: Options,
+    needs: Sequence[bool],
+    unit_grads: Sequence[Tensor] | None,
+    grad_loss: Tensor,
+    *tensors: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Gradients of features, weight and bias; ``unit_grads`` are those for a ``grad_loss`` of 1.
+
+    ``tensors`` are the operator's. All gradients of a scalar loss are made for a gradient of 1 and
+    then multiplied, so that they are the same bits with and without ``unit_grads``.
+    """
+    features, weight, target, bias, class_weight = tensors
+    per_row = grad_loss.dim() > 0
+    if unit_grads is None:
+        need_features, need_weight, need_bias = needs
+        options = options._replace(
+            need_features=need_features, need_weight=need_weight, need_bias=need_bias
+        )
+        _, _, _, *unit_grads = operators.linear(
+            features,
+            weight,
+            target,
+            bias,
+            class_weight,
+            grad_loss if per_row else None,
+            options.floats,
+            options.ints,
+        )
+    grads: Sequence[Tensor] = unit_grads
+    # On a GPU, looking at the number would stall the stream.
+    plain = _is_plain(grad_loss)
+    if not per_row and not (plain and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0):
+        grads = [grad.mul_(grad_loss) if plain else grad * grad_loss for grad in unit_grads]
+    return tuple(
+        [
+            grad if like is None else grad.to(like.dtype)
+            for grad, like in zip(grads, (features, weight, bias), strict=True)
         ]
-        return (None, grad_features, grad_weight, None, grad_bias, None, None, None, None)
+    )
 
 
 def _is_plain(grad_loss: Tensor) -> bool:
@@ -237,22 +224,6 @@ def _is_plain(grad_loss: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         # The batches of torch.autograd.grad(..., is_grads_batched=True).
         or torch._C._functorch.is_legacy_batchedtensor(grad_loss)
-    )
-
-
-def _multiply_in_place(
-    unit_grads: list[Tensor], grad_loss: Tensor, *arguments: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Turn the arguments' gradients for an incoming gradient of 1 into those for ``grad_loss``."""
-    # On a GPU, looking at the number would stall the stream.
-    if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
-        for grad in unit_grads:
-            grad.mul_(grad_loss)
-    return tuple(
-        [
-            grad if like is None else grad.to(like.dtype)
-            for grad, like in zip(unit_grads, arguments, strict=True)
-        ]
     )
 
 
@@ -278,11 +249,15 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
-def _grad_of_similarity_loss(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
+def _grad_of_logits(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
     if grad_loss is None:
         return None
     grad_logits: Tensor = _once(
-        ctx.operators.similarity_backward, grad_loss, *ctx.saved_tensors, *ctx.options
+        ctx.operators.row_loss_backward,
+        grad_loss,
+        *ctx.saved_tensors,
+        ctx.options.floats,
+        ctx.options.ints,
     )
     return grad_logits
 

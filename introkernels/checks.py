@@ -190,51 +190,36 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> int:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def reduction(value: object) -> int:
-    """The code of a reduction, as the ops take it."""
-    return choice("reduction", value, REDUCTIONS)
-
-
-def similarity(value: object) -> int:
-    """The code of a similarity, as the ops take it."""
-    return choice("similarity", value, SIMILARITIES)
-
-
-def label_mode(value: object) -> int:
-    """The code of a label mode, as the ops take it."""
-    return choice("label_mode", value, LABEL_MODES)
-
-
 def loss_keywords(
     temperature_value: object,
     ce_weight: object,
     kl_weight: object,
-    ignore_index: object,
     label_smoothing: object,
+    ignore_index: object,
     reduction_name: object,
-) -> tuple[float, float, float, int, float, int]:
-    """The numbers that every loss operator takes, checked and in its order."""
+) -> tuple[float, float, float, float, int, int]:
+    """The numbers that every loss takes, checked, as introkernels/options.py orders them."""
     return (
         temperature("temperature", temperature_value),
         non_negative("ce_weight", ce_weight),
         non_negative("kl_weight", kl_weight),
-        integer("ignore_index", ignore_index),
         within("label_smoothing", label_smoothing, 0, 1),
-        reduction(reduction_name),
+        integer("ignore_index", ignore_index),
+        choice("reduction", reduction_name, REDUCTIONS),
     )
 
 
 def label_keywords(
     similarity_temperature: object,
-    similarity_name: object,
-    label_mode_name: object,
+    similarity: object,
+    label_mode: object,
     non_target_mass: object,
 ) -> tuple[float, int, int, float]:
-    """The numbers that make soft labels of statistics, checked and in the operators' order."""
+    """The numbers that make teacher logits of statistics, checked, in the same order."""
     return (
         within("similarity_temperature", similarity_temperature, 0.01, 100),
-        similarity(similarity_name),
-        label_mode(label_mode_name),
+        choice("similarity", similarity, SIMILARITIES),
+        choice("label_mode", label_mode, LABEL_MODES),
         within("non_target_mass", non_target_mass, 0, 1),
     )
 

@@ -142,7 +142,11 @@ def extras() -> list[tuple[str, str]]:
 
 
 def usable_backends(status: dict[str, str]) -> list[str]:
-    return ["reference", *(name for name, state in status.items() if state == "loaded")]
+    return [
+        "reference",
+        "composite",
+        *(name for name, state in status.items() if state == "loaded"),
+    ]
 
 
 def self_check(backend: str) -> str:
@@ -151,7 +155,9 @@ def self_check(backend: str) -> str:
     Returns:
         ``"ok (…)"`` with the largest relative error, or what is wrong.
     """
-    on_cpu = backend in ("reference", "cpu") or (backend == "triton" and loader.INTERPRETED)
+    on_cpu = backend in ("reference", "composite", "cpu") or (
+        backend == "triton" and loader.INTERPRETED
+    )
     device = "cpu" if on_cpu else "cuda"
     generator = torch.Generator().manual_seed(0)
 

@@ -34,8 +34,8 @@ class _Loss(nn.Module):
             keywords["temperature"],
             keywords["ce_weight"],
             keywords["kl_weight"],
-            keywords["ignore_index"],
             keywords["label_smoothing"],
+            keywords["ignore_index"],
             keywords["reduction"],
         )
         if "similarity" in keywords:

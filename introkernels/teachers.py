@@ -12,8 +12,15 @@ import math
 import torch
 from torch import Tensor
 
-from introkernels import checks, reference
-from introkernels.types import SIMILARITIES, ExplanationStats, LabelMode, Similarity
+from introkernels import checks
+from introkernels.options import Options
+from introkernels.types import (
+    LABEL_MODES,
+    SIMILARITIES,
+    ExplanationStats,
+    LabelMode,
+    Similarity,
+)
 
 _NEVER = float("-inf")
 
@@ -40,7 +47,7 @@ def similarities(
     """
     checks.stats_and_target(stats, target)
     checks.choice("similarity", similarity, SIMILARITIES)
-    return _similarities(stats, target, similarity).to(stats.dots.dtype)
+    return similarities_of(stats, target, similarity).to(stats.dots.dtype)
 
 
 def teacher_logits(
@@ -87,7 +94,7 @@ def teacher_logits(
     checks.temperature("temperature", temperature)
     checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
     return of_similarities(
-        _similarities(stats, target, similarity),
+        similarities_of(stats, target, similarity),
         torch.where(target == ignore_index, -1, target),
         class_index=stats.class_index,
         temperature=temperature,
@@ -141,16 +148,37 @@ def of_similarities(
     non_target_mass: float,
 ) -> Tensor:
     """Teacher logits ``[B, K]`` of similarities ``[B, K]``; keywords as in `teacher_logits`."""
-    is_target = reference.target_columns(target, similarity.shape[1], class_index)
+    is_target = target_columns(target, similarity.shape[1], class_index)
     if label_mode == "softmax":
-        logits = (similarity - 1) / similarity_temperature
+        logits = (similarity - 1).div_(similarity_temperature)
     else:
         # A class without others has all of the mass.
         mass = non_target_mass if similarity.shape[1] > 1 else 0.0
         others = similarity.masked_fill(is_target, _NEVER) / (similarity_temperature * temperature)
         log_q = _log(mass) + torch.log_softmax(others, 1)
         logits = temperature * torch.where(is_target, _log(1 - mass), log_q)
-    return torch.where(is_target.any(1, keepdim=True), logits, float("nan"))
+    return logits.masked_fill_(~is_target.any(1, keepdim=True), float("nan"))
+
+
+def of_stats(stats: ExplanationStats, target: Tensor, num_classes: int, options: Options) -> Tensor:
+    """Teacher logits ``[B, C]`` of statistics, with nothing checked; options as operators take."""
+    found = of_similarities(
+        similarities_of(stats, target, SIMILARITIES[options.similarity]),
+        target,
+        class_index=stats.class_index,
+        temperature=options.temperature,
+        similarity_temperature=options.similarity_temperature,
+        label_mode=LABEL_MODES[options.label_mode],
+        non_target_mass=options.non_target_mass,
+    )
+    return among_all(found, stats.class_index, num_classes)
+
+
+def target_columns(target: Tensor, num_classes: int, class_index: Tensor | None) -> Tensor:
+    """``[B, K]``: where a row's target stands among its explained classes."""
+    if class_index is None:
+        return target[:, None] == torch.arange(num_classes, device=target.device)
+    return target[:, None] == class_index
 
 
 def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> Tensor:
@@ -164,18 +192,17 @@ def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> T
     return logits.new_full((len(logits), num_classes), _NEVER).scatter(1, index, logits)
 
 
-def _similarities(stats: ExplanationStats, target: Tensor, similarity: Similarity) -> Tensor:
-    """``[B, K]``, float32 at least."""
+def similarities_of(stats: ExplanationStats, target: Tensor, similarity: Similarity) -> Tensor:
+    """Similarities ``[B, K]``, float32 at least, with nothing checked."""
     wide = torch.promote_types(stats.dots.dtype, torch.float32)
     dots, sq_norms = stats.dots.detach().to(wide), stats.sq_norms.detach().to(wide)
-    is_target = reference.target_columns(target, dots.shape[1], stats.class_index)
+    is_target = target_columns(target, dots.shape[1], stats.class_index)
     of_target = torch.where(is_target, sq_norms, 0).sum(1, keepdim=True)
     # Two roots rather than the root of the product, which would underflow.
     scale = sq_norms.sqrt() * of_target.sqrt() if similarity == "cosine" else of_target
+    result = (dots / scale).clamp(-1, 1).masked_fill_(scale == 0, 0)
     # A norm that overflowed says nothing of the angle; dots / inf would pass for a right one.
-    quotient = torch.where(scale.isinf(), float("nan"), dots / scale)
-    result = torch.where(scale == 0, 0, quotient).clamp(-1, 1)
-    return torch.where(is_target, 1, result)
+    return result.masked_fill_(scale.isinf(), float("nan")).masked_fill_(is_target, 1)
 
 
 def _check(stats: ExplanationStats, target: Tensor, ignore_index: int) -> None:

@@ -79,9 +79,9 @@ ROW_LOSSES = (
 )
 # Each way through the kernels, as options open and close it at compile time.
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {"reduction": "sum", "similarity": "projection"},
-    {"reduction": "none", "label_smoothing": 0.1, "label_mode": "split"},
-    {"label_smoothing": 0.1, "similarity": "projection", "label_mode": "split"},
+    {"reduction": "sum"},
+    {"reduction": "none", "label_smoothing": 0.1},
+    {"label_smoothing": 0.1},
 )
 
 
@@ -89,33 +89,20 @@ def row_loss_calls() -> Iterator[tuple[str, Call]]:
     rows = 256
     target = empty(rows, dtype=torch.int64)
     for classes, dtype in ROW_LOSSES:
-        name = f"{classes} {short(dtype)}"
+        name = f"distillation {classes} {short(dtype)}"
         logits = empty(rows, classes, dtype=dtype)
-        stats_dtype = FLOAT64 if dtype == FLOAT64 else FLOAT32
-        all_classes, few = (empty(rows, size, dtype=stats_dtype) for size in (classes, 5))
-        stats = ik.ExplanationStats(all_classes, all_classes, None)
-        some = ik.ExplanationStats(few, few, empty(rows, 5, dtype=torch.int64))
-        yield f"distillation {name}", (ik.distillation_loss, (logits, logits, target), {})
-        yield f"similarity {name}", (ik.similarity_loss, (logits, target, stats), {})
-        yield f"similarity {name}, 5 explained", (ik.similarity_loss, (logits, target, some), {})
+        arguments = (logits, logits, target)
+        yield name, (ik.distillation_loss, arguments, {})
         if (classes, dtype) in ((1000, FLOAT32), (32000, BFLOAT16), (32000, FLOAT64)):
             for options in OPTIONS:
                 suffix = " ".join(str(option) for option in options.values())
-                similar = (ik.similarity_loss, (logits, target, stats), options)
-                yield f"similarity {name}, {suffix}", similar
-                row_options = {
-                    key: option for key, option in options.items() if key in ROW_KEYWORDS
-                }
-                distilled = (ik.distillation_loss, (logits, logits, target), row_options)
-                yield f"distillation {name}, {suffix}", distilled
+                yield f"{name}, {suffix}", (ik.distillation_loss, arguments, options)
     half, single = empty(rows, 1000, dtype=BFLOAT16), empty(rows, 1000)
     mixed = (ik.distillation_loss, (half, single, target), {})
     yield "distillation 1000 bf16, f32 teacher", mixed
     strided = empty(1000, rows).T
     yield "distillation 1000 f32, strided", (ik.distillation_loss, (strided, strided, target), {})
 
-
-ROW_KEYWORDS = ("reduction", "label_smoothing")
 
 # Classes explained and dimensions: CIFAR-100, ImageNet images, MNIST, odd and unaligned.
 EXPLANATIONS = (
@@ -142,6 +129,10 @@ def introspective_calls() -> Iterator[tuple[str, Call]]:
     index = empty(rows, 10, dtype=torch.int64)
     chosen = (ik.introspective_loss, (logits, target, gradients, inputs), {"class_index": index})
     yield "introspective f32, 10 of 1000 explained", chosen
+    few = gradients[:, :, 0], inputs[:, 0]
+    projected = {"similarity": "projection", "label_smoothing": 0.1, "reduction": "none"}
+    loss = (ik.introspective_loss, (empty(rows, 10), target, *few), projected)
+    yield "introspective f32, projection", loss
     last = empty(rows, 10, 32, 32, 3).movedim(-1, 2)
     yield "statistics f32, channels last", (ik.explanation_stats, (last, inputs, target), {})
 

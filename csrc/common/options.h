@@ -2,29 +2,36 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace introkernels {
 
 // The codes are those of introkernels/ops/schema.py.
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 enum class Similarity : int64_t { kCosine = 0, kProjection = 1 };
-enum class LabelMode : int64_t { kSoftmax = 0, kSplit = 1 };
 
-struct LossOptions {
+// Those of introkernels/options.py that kernels read, unpacked from its lists in their order.
+struct Options {
   double temperature;
   double ce_weight;
   double kl_weight;
-  int64_t ignore_index;
   double label_smoothing;
-  Reduction reduction;
-};
-
-struct LabelOptions {
-  double temperature;  // T of the loss: split labels are made at it
   double similarity_temperature;
+  int64_t ignore_index;
+  Reduction reduction;
   Similarity similarity;
-  LabelMode label_mode;
-  double non_target_mass;
+  bool center;
+
+  Options(const std::vector<double>& floats, const std::vector<int64_t>& ints)
+      : temperature(floats.at(0)),
+        ce_weight(floats.at(1)),
+        kl_weight(floats.at(2)),
+        label_smoothing(floats.at(3)),
+        similarity_temperature(floats.at(4)),
+        ignore_index(ints.at(0)),
+        reduction(Reduction(ints.at(1))),
+        similarity(Similarity(ints.at(2))),
+        center(ints.at(3) != 0) {}
 };
 
 }  // namespace introkernels

@@ -2,7 +2,6 @@
 #include <limits>
 
 #include "cpu/statistics.h"
-#include "cpu/validate.h"
 
 namespace introkernels::cpu {
 
@@ -12,28 +11,20 @@ std::tuple<Tensor, Tensor> explanation_stats(const Tensor& gradients, const Tens
                                              int64_t ignore_index) {
   const Explanations explanations(gradients, inputs);
   const Indices y(target);
-  const int64_t num_rows = explanations.num_rows(), num_explained = explanations.num_explained();
   // With class_index nobody says how many classes there are.
   const int64_t num_classes =
-      class_index.has_value() ? std::numeric_limits<int64_t>::max() : num_explained;
-  check_targets(y, num_classes, ignore_index);
-  const auto index = checked_class_index(class_index, y, num_classes, ignore_index);
-
-  Workspace workspace(Workspace::bytes_of<int64_t>(num_rows) +
-                      2 * Workspace::bytes_of<double>(num_rows * num_explained));
-  int64_t* const positions = workspace.take<int64_t>(num_rows);
-  double* const dots = workspace.take<double>(num_rows * num_explained);
-  double* const sq_norms = workspace.take<double>(num_rows * num_explained);
-  find_targets(y, index, ignore_index, positions);
+      class_index ? std::numeric_limits<int64_t>::max() : explanations.num_explained();
+  const ExplainedClasses classes(y, class_index, num_classes, ignore_index);
   const ScalarType dtype = wide_dtype(gradients);
-  Tensor dots_out = new_empty({num_rows, num_explained}, dtype);
-  Tensor sq_norms_out = new_empty({num_rows, num_explained}, dtype);
-  const Output dots_rows(dots_out), sq_norms_rows(sq_norms_out);
-  Statistics(explanations, positions, center, dots, sq_norms).compute([&](int64_t row) {
-    dots_rows.write(row, dots + row * num_explained);
-    sq_norms_rows.write(row, sq_norms + row * num_explained);
-  });
-  return {dots_out, sq_norms_out};
+  Tensor dots = new_empty({explanations.num_rows(), explanations.num_explained()}, dtype);
+  Tensor sq_norms = new_empty({explanations.num_rows(), explanations.num_explained()}, dtype);
+  const Output dots_rows(dots), sq_norms_rows(sq_norms);
+  Statistics(explanations, classes, center)
+      .compute([&](int64_t row, const double* row_dots, const double* row_sq_norms) {
+        dots_rows.write(row, row_dots);
+        sq_norms_rows.write(row, row_sq_norms);
+      });
+  return {dots, sq_norms};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(introkernels, CPU, library) {

@@ -43,6 +43,24 @@ void StridedRow::read(Number number, int64_t item_size, const char* source, int6
 template void StridedRow::read(Number, int64_t, const char*, int64_t, int64_t, float*) const;
 template void StridedRow::read(Number, int64_t, const char*, int64_t, int64_t, double*) const;
 
+ExplainedClasses::ExplainedClasses(const Indices& target, const std::optional<Tensor>& class_index,
+                                   int64_t num_classes, int64_t ignore_index)
+    : target_(target), ignore_index_(ignore_index) {
+  check_targets(target, num_classes, ignore_index);
+  if (!class_index) return;
+  class_index_.emplace(*class_index);
+  check_class_index(*class_index_, target, num_classes, ignore_index);
+}
+
+int64_t ExplainedClasses::target_position(int64_t row) const {
+  const int64_t y = target_(row);
+  if (y == ignore_index_) return -1;
+  if (!class_index_) return y;
+  int64_t position = 0;
+  while ((*this)(row, position) != y) ++position;
+  return position;
+}
+
 Explanations::Explanations(const Tensor& gradients, const Tensor& inputs)
     : gradients_(static_cast<const char*>(gradients.const_data_ptr())),
       inputs_(static_cast<const char*>(inputs.const_data_ptr())),

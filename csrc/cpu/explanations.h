@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "cpu/tensors.h"
 
@@ -38,6 +39,26 @@ class StridedRow {
 
   std::array<Dim, kMaxDims> dims_;  // the innermost last
   int num_dims_ = 0;
+};
+
+// Which classes of each row are explained: those that a class_index [B, K] names, or all in order.
+class ExplainedClasses {
+ public:
+  // Throws for targets and classes that there are not, see common/validate.h.
+  ExplainedClasses(const Indices& target, const std::optional<Tensor>& class_index,
+                   int64_t num_classes, int64_t ignore_index);
+
+  // Whether all classes are explained, in order; else class_index says which.
+  bool are_all() const { return !class_index_; }
+  // Explained class number k of a row; there has to be a class_index.
+  int64_t operator()(int64_t row, int64_t k) const { return (*class_index_)(row, k); }
+  // Where a row's target stands among its explained classes; -1 in an ignored row.
+  int64_t target_position(int64_t row) const;
+
+ private:
+  const Indices& target_;
+  std::optional<Indices> class_index_;
+  int64_t ignore_index_;
 };
 
 class Explanations {

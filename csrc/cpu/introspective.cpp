@@ -1,60 +1,39 @@
-// The fused loss: one pass over the gradients makes the statistics of a row, its soft labels and
-// its loss. Statistics go out in float64, so that the backward makes exactly the same soft labels.
-#include "cpu/row_loop.h"
-#include "cpu/similarity.h"
+// The fused loss: one pass over the gradients makes the statistics of a row, its teacher logits and
+// its loss.
+#include <vector>
+
+#include "cpu/row_loss.h"
 #include "cpu/statistics.h"
-#include "cpu/validate.h"
+#include "cpu/teacher_logits.h"
 
 namespace introkernels::cpu {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> introspective_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> introspective_forward(
     const Tensor& logits, const Tensor& target, const Tensor& gradients, const Tensor& inputs,
-    const std::optional<Tensor>& class_index, bool center, const std::optional<Tensor>& weight,
-    double temperature, double ce_weight, double kl_weight, int64_t ignore_index,
-    double label_smoothing, int64_t reduction, double similarity_temperature, int64_t similarity,
-    int64_t label_mode, double non_target_mass) {
-  const LossOptions options{temperature,  ce_weight,       kl_weight,
-                            ignore_index, label_smoothing, Reduction(reduction)};
-  const LabelOptions labels{temperature, similarity_temperature, Similarity(similarity),
-                            LabelMode(label_mode), non_target_mass};
+    const std::optional<Tensor>& class_index, const std::optional<Tensor>& weight,
+    const std::vector<double>& floats, const std::vector<int64_t>& ints) {
+  const Options options(floats, ints);
   const Input z(logits);
   const Explanations explanations(gradients, inputs);
   const Indices y(target);
-  const int64_t num_rows = z.size(0), num_classes = z.size(1);
-  const int64_t num_explained = explanations.num_explained();
-  check_targets(y, num_classes, ignore_index);
-  const auto index = checked_class_index(class_index, y, num_classes, ignore_index);
-  Workspace workspace(Workspace::bytes_of<int64_t>(num_rows));
-  int64_t* const positions = workspace.take<int64_t>(num_rows);
-  find_targets(y, index, ignore_index, positions);
-  Tensor dots = new_empty({num_rows, num_explained}, ScalarType::Double);
-  Tensor sq_norms = new_empty({num_rows, num_explained}, ScalarType::Double);
-  Statistics statistics(explanations, positions, center,
-                        static_cast<double*>(dots.mutable_data_ptr()),
-                        static_cast<double*>(sq_norms.mutable_data_ptr()));
-  LossCollector collector(num_rows, wide_dtype(logits), options);
-
-  in_precision_of(logits, [&]<typename T>(T) {
-    const OptionalValues<T> class_weight(weight);
-    const RowLoss<T> loss(options, class_weight.data(), num_classes);
-    const Input d(dots), n(sq_norms);
-    const TeacherOfStats<T> teacher(d, n, index, num_classes, labels);
-    statistics.compute([&](int64_t row) {
-      const int64_t row_target = y(row);
-      if (loss.ignores(row_target)) {
-        collector.ignore(row);
-        return;
-      }
-      Workspace row_workspace(Workspace::bytes_of<T>(num_classes) + teacher.bytes());
-      const T* const row_logits = z.row(row, row_workspace.take<T>(num_classes));
-      const T* const row_teacher = teacher.rows(&row_workspace)(row, row_logits, row_target);
-      collector.set(row,
-                    loss.forward(row_logits, row_teacher, row_target, Spread::kOneThread,
-                                 &collector.state(row)),
-                    loss.weight(row_target));
-    });
+  const int64_t num_classes = z.size(1), num_explained = explanations.num_explained();
+  const ExplainedClasses classes(y, class_index, num_classes, options.ignore_index);
+  Tensor teacher_logits = new_empty({z.size(0), num_classes}, wide_dtype(logits));
+  const LossOutputs outputs = in_precision_of(logits, [&]<typename T>(T) {
+    const RowLoss<T> loss(options, weight, y, num_classes);
+    LossCollector<T> collector(loss);
+    T* const all_teacher_logits = static_cast<T*>(teacher_logits.mutable_data_ptr());
+    const auto finish_row = [&](int64_t row, const double* dots, const double* sq_norms) {
+      T* const t = all_teacher_logits + row * num_classes;
+      teacher_logits_of_row(dots, sq_norms, num_explained, classes, row, options, num_classes, t);
+      if (loss.ignores(row)) return;
+      const Buffer<T> scratch(num_classes);
+      collector.forward(row, z.row(row, scratch.get()), t, Spread::kOneThread);
+    };
+    Statistics(explanations, classes, options.center).compute(finish_row);
+    return collector.finish();
   });
-  return std::tuple_cat(collector.finish(), std::make_tuple(dots, sq_norms));
+  return std::tuple_cat(outputs, std::make_tuple(teacher_logits));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(introkernels, CPU, library) {

@@ -24,28 +24,6 @@ struct Row {
   }
 };
 
-// The largest logit, and the largest teacher logit of a class that exists; -inf where none does.
-template <typename T>
-struct Maxima {
-  T logit;
-  T teacher;
-};
-
-// exp((z - max) / T) of the logits and the teacher logits of a row, which the first pass of a
-// forward keeps for the second.
-template <typename T>
-struct Exponentials {
-  T* logits;   // [num_classes]
-  T* teacher;  // [num_classes]
-};
-
-// What the parts of a row's gradient are multiplied by.
-struct RowScales {
-  double ce;         // of CE
-  double ce_target;  // of p - [c = y]: as ce, with the target's weight, less what smoothing takes
-  double kl;         // of p - q
-};
-
 // The dimensions of an explanation that a kernel adds up at a time.
 template <typename T>
 struct StatisticsSlice {
@@ -59,29 +37,22 @@ struct StatisticsSlice {
   const void* after;
 };
 
-// S is the type of the statistics.
+// (s - 1) / tau for the similarities s of explanations of statistics dots, sq_norms [count],
+// computed in S, the statistics' type. The target's is the one at target_position, and 1 by
+// definition.
 template <typename S, typename T>
 using TeacherLogitsKernel = void(const S* dots, const S* sq_norms, int64_t count,
-                                 double sq_norm_target, Similarity kind, double temperature,
-                                 T* out);
+                                 int64_t target_position, const Options& options, T* out);
 
 enum class Number : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 template <typename T>
 struct KernelsOf {
-  Maxima<T> (*row_maxima)(const Row<T>&);
-  RowSums (*row_sums)(const Row<T>&, const Maxima<T>&, const LossOptions&, const Exponentials<T>&);
-  DivergenceSums (*row_divergence)(const Row<T>&, const RowState&, double temperature,
-                                   const Exponentials<T>&);
-  void (*row_backward)(const Row<T>&, const LossOptions&, const RowState&, const RowScales&,
+  RowSums (*row_sums)(const Row<T>&, const Options&);
+  void (*row_backward)(const Row<T>&, const Options&, const RowSums&, const GradientFactors&,
                        T* grad);
-  // (similarity - 1) / temperature [count] of explanations of statistics dots, sq_norms [count]: a
-  // softmax sees no shift, and so the rounding to T spares the classes like the target.
-  TeacherLogitsKernel<float, T>* teacher_logits_of_floats;
+  TeacherLogitsKernel<T, T>* teacher_logits;
   TeacherLogitsKernel<double, T>* teacher_logits_of_doubles;
-  // sum over c != target of exp((values_c - max) / T); -inf adds nothing.
-  double (*sum_exp_without)(const T* values, int64_t count, int64_t target, double max,
-                            double temperature);
   // The explanation [padded(count)] of a slice's gradient [count]; target_explanation is not read.
   void (*explain[4])(const void* gradient, const StatisticsSlice<T>& slice, T* out);
   // Adds the inner products of a slice to dots[k] and sq_norms[k], for classes k of gradients at

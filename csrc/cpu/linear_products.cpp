@@ -48,7 +48,7 @@ HeadFeatures<T>::HeadFeatures(const Tensor& features, const Indices& target, int
     : features_(features),
       target_(target),
       ignore_index_(ignore_index),
-      scales_(static_cast<size_t>(features_.rows()), PowerOfTwo<T>(0)) {
+      scales_(static_cast<size_t>(features_.size(0)), PowerOfTwo<T>(0)) {
   torch::stable::parallel_for(0, rows(), row_grain(width()), [&](int64_t begin, int64_t end) {
     const Buffer<T> buffer(width());
     for (int64_t row = begin; row < end; ++row) {

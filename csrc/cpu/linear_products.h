@@ -5,7 +5,6 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/matrix.h"
 #include "cpu/products.h"
 
 namespace introkernels::cpu {
@@ -32,8 +31,8 @@ class HeadFeatures {
  public:
   HeadFeatures(const Tensor& features, const Indices& target, int64_t ignore_index);
 
-  int64_t rows() const { return features_.rows(); }
-  int64_t width() const { return features_.columns(); }
+  int64_t rows() const { return features_.size(0); }
+  int64_t width() const { return features_.size(1); }
   int64_t target(int64_t row) const { return target_(row); }
   bool ignored(int64_t row) const { return target_(row) == ignore_index_; }
 
@@ -45,7 +44,7 @@ class HeadFeatures {
   const PowerOfTwo<T>& scale(int64_t row) const { return scales_[static_cast<size_t>(row)]; }
 
  private:
-  MatrixRows<T> features_;
+  Input features_;
   const Indices& target_;
   int64_t ignore_index_;
   std::vector<PowerOfTwo<T>> scales_;
@@ -57,8 +56,8 @@ class HeadWeight {
  public:
   HeadWeight(const Tensor& weight, bool center);
 
-  int64_t classes() const { return weight_.rows(); }
-  int64_t width() const { return weight_.columns(); }
+  int64_t classes() const { return weight_.size(0); }
+  int64_t width() const { return weight_.size(1); }
   const T* read(int64_t row, int64_t begin, int64_t count, T* buffer) const {
     return weight_.read(row, begin, count, buffer);
   }
@@ -76,7 +75,7 @@ class HeadWeight {
   PowerOfTwo<T> missing_scale() const { return explains_itself_ ? scale_ : PowerOfTwo<T>(0); }
 
  private:
-  MatrixRows<T> weight_;
+  Input weight_;
   std::vector<double> mean_;  // over the classes; empty where it is not wanted
   PowerOfTwo<T> scale_;
   T target_scale_;

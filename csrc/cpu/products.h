@@ -8,9 +8,24 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/matrix.h"
+#include "cpu/tensors.h"
 
 namespace introkernels::cpu {
+
+// A matrix of T in memory that somebody else owns; numbers of a row lie side by side.
+template <typename T>
+struct MatrixOf {
+  T* data;
+  int64_t stride;  // from row to row
+
+  T* row(int64_t index) const { return data + index * stride; }
+};
+
+// All of a contiguous 2-D tensor, to be written.
+template <typename T>
+MatrixOf<T> matrix_of(const Tensor& tensor) {
+  return {static_cast<T*>(tensor.mutable_data_ptr()), tensor.size(1)};
+}
 
 // Rows [row, row + height) and columns [column, column + width) of an output.
 struct Rectangle {

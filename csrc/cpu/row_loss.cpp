@@ -3,16 +3,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <limits>
-
-#include "cpu/workspace.h"
 
 namespace introkernels::cpu {
 
 namespace {
 
-// Classes of a part: its logits, teacher logits and their exponentials, 256 KiB as float, stay in
-// the L2 cache over the passes.
+constexpr int64_t kRowState = sizeof(RowSums) / sizeof(double);
+static_assert(kRowState == 9, "introkernels/ops/schema.py allocates ROW_STATE numbers a row");
+
+// Classes of a part: enough to be worth a thread's while.
 constexpr int64_t kPart = 16384;
 
 // work(i, part) for each part of a row.
@@ -33,74 +32,100 @@ void for_each_part(const Row<T>& row, Spread spread, const Work& work) {
 
 }  // namespace
 
-template <typename T>
-RowTerms RowLoss<T>::forward(const T* z, const T* t, int64_t target, Spread spread,
-                             RowState* state) const {
-  const Row<T> row{z, t, class_weight_, num_classes_, target};
-  const int64_t num_parts = (num_classes_ + kPart - 1) / kPart;
-  struct Part {
-    Maxima<T> maxima;
-    RowSums sums;
-    DivergenceSums divergence;
-  };
-  Workspace workspace(Workspace::bytes_of<Part>(num_parts) +
-                      2 * Workspace::bytes_of<T>(num_classes_));
-  Part* const parts = workspace.take<Part>(num_parts);
-  T* const exps_of_logits = workspace.take<T>(num_classes_);
-  T* const exps_of_teacher = workspace.take<T>(num_classes_);
-  const auto exps_of = [&](int64_t i) {
-    return Exponentials<T>{exps_of_logits + i * kPart, exps_of_teacher + i * kPart};
-  };
-
-  for_each_part(row, spread, [&](int64_t i, const Row<T>& part) {
-    parts[i].maxima = kernels_.row_maxima(part);
-  });
-  constexpr T kNever = -std::numeric_limits<T>::infinity();
-  Maxima<T> maxima = parts[0].maxima;
-  for (int64_t i = 1; i < num_parts; ++i) {
-    maxima.logit = std::max(maxima.logit, parts[i].maxima.logit);
-    maxima.teacher = std::max(maxima.teacher, parts[i].maxima.teacher);
+LossScales::LossScales(const std::optional<Tensor>& grad_loss, const Tensor& state,
+                       const Options& options)
+    : per_row_(options.reduction == Reduction::kNone),
+      ce_(options.ce_weight),
+      kl_(options.kl_weight) {
+  if (grad_loss) grad_loss_.emplace(*grad_loss);
+  if (options.reduction == Reduction::kMean) {
+    const double* const totals =
+        static_cast<const double*>(state.const_data_ptr()) + (state.size(0) - 1) * kRowState;
+    ce_ /= totals[0];
+    kl_ /= totals[1];
   }
-  if (maxima.logit == kNever) maxima.logit = T(0);
-  if (maxima.teacher == kNever) maxima.teacher = T(0);
-  state->max = double(maxima.logit);
-  state->teacher_max = double(maxima.teacher);
-
-  for_each_part(row, spread, [&](int64_t i, const Row<T>& part) {
-    parts[i].sums = kernels_.row_sums(part, maxima, options_, exps_of(i));
-  });
-  RowSums sums = parts[0].sums;
-  for (int64_t i = 1; i < num_parts; ++i) sums.add(parts[i].sums);
-  RowTerms terms;
-  terms.ce = finish_row(sums, double(z[target]), weight(target), options_, state);
-  if (state->teacher_norm_t == 0) {
-    terms.kl = state->norm == 0 ? 0.0 : kl_without_labels_;
-    return terms;
-  }
-
-  for_each_part(row, spread, [&](int64_t i, const Row<T>& part) {
-    parts[i].divergence = kernels_.row_divergence(part, *state, options_.temperature, exps_of(i));
-  });
-  DivergenceSums divergence = parts[0].divergence;
-  for (int64_t i = 1; i < num_parts; ++i) divergence.add(parts[i].divergence);
-  terms.kl = finish_divergence(divergence, state);
-  return terms;
 }
 
 template <typename T>
-void RowLoss<T>::backward(const T* z, const T* t, int64_t target, const RowState& state,
-                          double ce_scale, double kl_scale, Spread spread, T* grad) const {
-  RowScales scales;
-  scales.ce = ce_scale;
-  scales.ce_target = ce_scale * (1 - options_.label_smoothing) * weight(target);
-  scales.kl = state.teacher_norm_t == 0 ? kl_without_labels_ : kl_scale * options_.temperature;
-  for_each_part(Row<T>{z, t, class_weight_, num_classes_, target}, spread,
+RowTerms RowLoss<T>::forward(int64_t row, const T* z, const T* t, Spread spread,
+                             RowSums* sums) const {
+  const int64_t y = target_(row);
+  const Buffer<RowSums> parts((num_classes_ + kPart - 1) / kPart);
+  for_each_part(
+      Row<T>{z, t, class_weight_.data(), num_classes_, y}, spread,
+      [&](int64_t i, const Row<T>& part) { parts.get()[i] = kernels_.row_sums(part, options_); });
+  *sums = parts.get()[0];
+  for (int64_t i = 1; i * kPart < num_classes_; ++i) {
+    *sums = merge(*sums, parts.get()[i], options_.temperature);
+  }
+  return terms_of(*sums, double(z[y]), weight(row), options_);
+}
+
+template <typename T>
+void RowLoss<T>::backward(int64_t row, const T* z, const T* t, const RowSums& sums,
+                          const LossScales& scales, Spread spread, T* grad) const {
+  const GradientFactors factors =
+      gradient_factors(sums, weight(row), scales.ce(row), scales.kl(row), options_);
+  for_each_part(Row<T>{z, t, class_weight_.data(), num_classes_, target_(row)}, spread,
                 [&](int64_t i, const Row<T>& part) {
-                  kernels_.row_backward(part, options_, state, scales, grad + i * kPart);
+                  kernels_.row_backward(part, options_, sums, factors, grad + i * kPart);
                 });
+}
+
+template <typename T>
+LossCollector<T>::LossCollector(const RowLoss<T>& loss)
+    : loss_(loss),
+      state_(new_empty({loss.num_rows() + 1, kRowState}, ScalarType::Double)),
+      sums_(static_cast<RowSums*>(state_.mutable_data_ptr())),
+      totals_(reinterpret_cast<double*>(sums_ + loss.num_rows())),
+      terms_(loss.num_rows()) {
+  std::fill(totals_, totals_ + kRowState, 0.0);
+  for (int64_t row = 0; row < loss.num_rows(); ++row) {
+    if (loss.ignores(row)) {
+      terms_.get()[row] = {};
+      sums_[row] = {};
+    } else {
+      totals_[0] += loss.weight(row);
+      totals_[1] += 1;
+    }
+  }
+  totals_[0] = total_weight(totals_[0]);
+}
+
+template <typename T>
+LossOutputs LossCollector<T>::finish() const {
+  const Options& options = loss_.options();
+  const bool per_row = options.reduction == Reduction::kNone;
+  Tensor outputs[3];
+  T* data[3];
+  for (int i = 0; i < 3; ++i) {
+    outputs[i] =
+        per_row ? new_empty({loss_.num_rows()}, dtype_of<T>()) : new_empty({}, dtype_of<T>());
+    data[i] = static_cast<T*>(outputs[i].mutable_data_ptr());
+  }
+  const auto write = [&](int64_t row, const RowTerms& terms) {
+    data[0][row] = static_cast<T>(combine(terms, options));
+    data[1][row] = static_cast<T>(terms.ce);
+    data[2][row] = static_cast<T>(terms.kl);
+  };
+  RowTerms sum{0.0, 0.0};
+  for (int64_t row = 0; row < loss_.num_rows(); ++row) {
+    const RowTerms& terms = terms_.get()[row];
+    sum.ce += terms.ce;
+    sum.kl += terms.kl;
+    if (per_row) write(row, terms);
+  }
+  if (options.reduction == Reduction::kMean) {
+    sum.ce /= totals_[0];
+    sum.kl /= totals_[1];
+  }
+  if (!per_row) write(0, sum);
+  return {outputs[0], outputs[1], outputs[2], state_};
 }
 
 template class RowLoss<float>;
 template class RowLoss<double>;
+template class LossCollector<float>;
+template class LossCollector<double>;
 
 }  // namespace introkernels::cpu

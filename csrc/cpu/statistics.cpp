@@ -1,10 +1,5 @@
 #include "cpu/statistics.h"
 
-#include <cmath>
-#include <limits>
-
-#include "cpu/validate.h"
-
 namespace introkernels::cpu {
 
 namespace {
@@ -26,24 +21,19 @@ int64_t slice_of(int64_t num_explained, bool center, bool in_one_piece) {
 
 }  // namespace
 
-Statistics::Statistics(const Explanations& explanations, const int64_t* target_positions,
-                       bool center, double* dots, double* sq_norms)
+Statistics::Statistics(const Explanations& explanations, const ExplainedClasses& classes,
+                       bool center)
     : explanations_(explanations),
-      target_positions_(target_positions),
+      classes_(classes),
       center_(center),
-      dots_(dots),
-      sq_norms_(sq_norms),
       slice_(slice_of(explanations.num_explained(), center, explanations.in_one_piece())),
       // Long enough that preparing x and E_y and adding up cost little beside it.
       segment_(center ? 8 * slice_ : kSegment),
       num_segments_(std::max<int64_t>(1, (explanations.num_dims() + segment_ - 1) / segment_)),
       class_block_(explanations.num_explained()),
       num_class_blocks_(1),
-      workspace_(Workspace::bytes_of<std::atomic<int32_t>>(explanations.num_rows()) +
-                 (num_segments_ > 1
-                      ? Workspace::bytes_of<double>(explanations.num_rows() * num_segments_ * 2 *
-                                                    explanations.num_explained())
-                      : 0)) {
+      unfinished_(explanations.num_rows()),
+      sums_(explanations.num_rows() * num_segments_ * 2 * explanations.num_explained()) {
   require_kernels();
   const int64_t num_rows = explanations.num_rows(), num_explained = explanations.num_explained();
   // Some pieces for each thread. A mean over the classes needs all of them in one piece.
@@ -55,14 +45,10 @@ Statistics::Statistics(const Explanations& explanations, const int64_t* target_p
     class_block_ = std::max(kSmallestBlock, (num_explained + blocks - 1) / blocks);
     num_class_blocks_ = (num_explained + class_block_ - 1) / class_block_;
   }
-  unfinished_ = workspace_.take<std::atomic<int32_t>>(num_rows);
   for (int64_t row = 0; row < num_rows; ++row) {
-    new (&unfinished_[row])
+    new (&unfinished_.get()[row])
         std::atomic<int32_t>(static_cast<int32_t>(num_segments_ * num_class_blocks_));
   }
-  partial_ = num_segments_ > 1
-                 ? workspace_.take<double>(num_rows * num_segments_ * 2 * num_explained)
-                 : nullptr;
 }
 
 int64_t Statistics::grain() const {
@@ -71,13 +57,12 @@ int64_t Statistics::grain() const {
 
 Statistics::Sums Statistics::sums_of(int64_t row, int64_t segment) const {
   const int64_t num_explained = explanations_.num_explained();
-  if (partial_ == nullptr) return {dots_ + row * num_explained, sq_norms_ + row * num_explained};
-  double* const sums = partial_ + (row * num_segments_ + segment) * 2 * num_explained;
+  double* const sums = sums_.get() + (row * num_segments_ + segment) * 2 * num_explained;
   return {sums, sums + num_explained};
 }
 
 void Statistics::compute_unit(int64_t row, int64_t unit) const {
-  if (target_positions_[row] < 0) return;
+  if (classes_.target_position(row) < 0) return;
   const int64_t segment = unit / num_class_blocks_;
   const int64_t first = unit % num_class_blocks_ * class_block_;
   const int64_t count = std::min(class_block_, explanations_.num_explained() - first);
@@ -93,18 +78,20 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
                              Sums sums) const {
   const KernelsOf<T>& kernels = cpu::kernels().of<T>();
   const int64_t num_explained = explanations_.num_explained();
+  const int64_t target = classes_.target_position(row);
   const bool in_place = explanations_.in_one_piece();
   std::fill(sums.dots + first_class, sums.dots + first_class + num_classes, 0.0);
   std::fill(sums.sq_norms + first_class, sums.sq_norms + first_class + num_classes, 0.0);
 
   const int64_t width = padded(std::min(slice_, explanations_.num_dims()));
-  Workspace workspace(5 * Workspace::bytes_of<T>(width) + Workspace::bytes_of<double>(width));
-  T* const inputs = workspace.take<T>(width);
-  T* const target_explanation = workspace.take<T>(width);
-  T* const gathered = workspace.take<T>(width);
-  T* const mean_high = workspace.take<T>(width);
-  T* const mean_low = workspace.take<T>(width);
-  double* const mean = workspace.take<double>(width);
+  const Buffer<T> numbers(5 * width);
+  T* const inputs = numbers.get();
+  T* const target_explanation = inputs + width;
+  T* const gathered = target_explanation + width;
+  T* const mean_high = gathered + width;
+  T* const mean_low = mean_high + width;
+  const Buffer<double> sums_of_gradients(width);
+  double* const mean = sums_of_gradients.get();
 
   const int64_t end = std::min((segment + 1) * segment_, explanations_.num_dims());
   for (int64_t begin = segment * segment_; begin < end; begin += slice_) {
@@ -136,7 +123,6 @@ void Statistics::add_segment(int64_t row, int64_t segment, int64_t first_class, 
                                    center_ ? mean_low : nullptr,
                                    count,
                                    gradients_after(row)};
-    const int64_t target = target_positions_[row];
     if (in_place) {
       kernels.explain[int(explanations_.number())](explanations_.gradient(row, target, begin),
                                                    slice, target_explanation);
@@ -162,44 +148,37 @@ const void* Statistics::gradients_after(int64_t row) const {
   return is_whole && has_next ? explanations_.gradient(row + 1, 0, 0) : nullptr;
 }
 
-// Squares of float explanations neither overflowed nor lost what matters to underflow.
-bool Statistics::in_range_of_float(int64_t row) const {
+bool Statistics::in_range_of_float(const Sums& sums) const {
   constexpr double kSmallest = 1e-24, kLargest = 1e36;
-  const double* const sq_norms = sq_norms_ + row * explanations_.num_explained();
-  bool in_range = true;
-  for (int64_t k = 0; k < explanations_.num_explained(); ++k) {
-    in_range = in_range && sq_norms[k] >= kSmallest && sq_norms[k] <= kLargest;
-  }
-  return in_range;
+  return std::all_of(sums.sq_norms, sums.sq_norms + explanations_.num_explained(),
+                     [](double v) { return v >= kSmallest && v <= kLargest; });
 }
 
-void Statistics::finish(int64_t row) const {
+// Those of the whole row, in the place of its first segment's.
+Statistics::Sums Statistics::finish(int64_t row) const {
   const int64_t num_explained = explanations_.num_explained();
-  double* const dots = dots_ + row * num_explained;
-  double* const sq_norms = sq_norms_ + row * num_explained;
-  if (target_positions_[row] < 0) {
-    std::fill(dots, dots + num_explained, 0.0);
-    std::fill(sq_norms, sq_norms + num_explained, 0.0);
-    return;
+  const Sums total = sums_of(row, 0);
+  if (classes_.target_position(row) < 0) {
+    std::fill(total.dots, total.dots + num_explained, 0.0);
+    std::fill(total.sq_norms, total.sq_norms + num_explained, 0.0);
+    return total;
   }
   const auto add_up = [&] {
-    if (partial_ == nullptr) return;
-    std::fill(dots, dots + num_explained, 0.0);
-    std::fill(sq_norms, sq_norms + num_explained, 0.0);
-    for (int64_t segment = 0; segment < num_segments_; ++segment) {
+    for (int64_t segment = 1; segment < num_segments_; ++segment) {
       const Sums sums = sums_of(row, segment);
       for (int64_t k = 0; k < num_explained; ++k) {
-        dots[k] += sums.dots[k];
-        sq_norms[k] += sums.sq_norms[k];
+        total.dots[k] += sums.dots[k];
+        total.sq_norms[k] += sums.sq_norms[k];
       }
     }
   };
   add_up();
-  if (explanations_.number() == Number::kFloat64 || in_range_of_float(row)) return;
+  if (explanations_.number() == Number::kFloat64 || in_range_of_float(total)) return total;
   for (int64_t segment = 0; segment < num_segments_; ++segment) {
     add_segment<double>(row, segment, 0, num_explained, sums_of(row, segment));
   }
   add_up();
+  return total;
 }
 
 }  // namespace introkernels::cpu

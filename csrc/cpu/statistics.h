@@ -18,12 +18,11 @@ namespace introkernels::cpu {
 
 class Statistics {
  public:
-  // target_positions [B]: where each row's target stands among its classes, -1 for an ignored row.
-  // dots, sq_norms [B, K]: the results, zeros for ignored rows.
-  Statistics(const Explanations& explanations, const int64_t* target_positions, bool center,
-             double* dots, double* sq_norms);
+  // The arguments have to outlive this object.
+  Statistics(const Explanations& explanations, const ExplainedClasses& classes, bool center);
 
-  // Computes all rows. row_done(row) is called in some thread once for each.
+  // Computes all rows. row_done(row, dots, sq_norms) is called in some thread once for each, with
+  // statistics [K] that are zeros for an ignored row.
   template <typename RowDone>
   void compute(const RowDone& row_done) {
     const int64_t units_of_row = num_segments_ * num_class_blocks_;
@@ -32,9 +31,9 @@ class Statistics {
           for (int64_t unit = first; unit < last; ++unit) {
             const int64_t row = unit / units_of_row;
             compute_unit(row, unit % units_of_row);
-            if (unfinished_[row].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-              finish(row);
-              row_done(row);
+            if (unfinished_.get()[row].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+              const Sums sums = finish(row);
+              row_done(row, sums.dots, sums.sq_norms);
             }
           }
         });
@@ -53,22 +52,20 @@ class Statistics {
   void add_segment(int64_t row, int64_t segment, int64_t first_class, int64_t num_classes,
                    Sums sums) const;
   const void* gradients_after(int64_t row) const;
-  void finish(int64_t row) const;
-  bool in_range_of_float(int64_t row) const;
+  Sums finish(int64_t row) const;
+  // Squares of float explanations neither overflowed nor lost what matters to underflow.
+  bool in_range_of_float(const Sums& sums) const;
 
   const Explanations& explanations_;
-  const int64_t* target_positions_;
+  const ExplainedClasses& classes_;
   bool center_;
-  double* dots_;
-  double* sq_norms_;
   int64_t slice_;
   int64_t segment_;
   int64_t num_segments_;
   int64_t class_block_;
   int64_t num_class_blocks_;
-  Workspace workspace_;
-  std::atomic<int32_t>* unfinished_;  // [B], units of the row
-  double* partial_;                   // [B, num_segments, 2, K]; null where a row is one segment
+  Buffer<std::atomic<int32_t>> unfinished_;  // [B], units of the row
+  Buffer<double> sums_;                      // [B, num_segments, 2, K]
 };
 
 }  // namespace introkernels::cpu

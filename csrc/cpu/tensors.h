@@ -32,6 +32,11 @@ constexpr Number number_as() {
   return std::is_same_v<T, double> ? Number::kFloat64 : Number::kFloat32;
 }
 
+template <typename T>
+constexpr ScalarType dtype_of() {
+  return std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+}
+
 // Calls work(double{}) for float64 tensors and work(float{}) for all others.
 template <typename Work>
 auto in_precision_of(const Tensor& tensor, const Work& work) {
@@ -48,23 +53,27 @@ void store_numbers(Number number, const T* values, int64_t count, void* destinat
   kernels().of<T>().store[int(number)](values, count, destination);
 }
 
-// A floating tensor of up to two dimensions to read rows from; it borrows the tensor's memory.
+// A floating tensor of up to two dimensions and any strides, to be read as rows of T; it borrows
+// the tensor's memory.
 class Input {
  public:
   explicit Input(const Tensor& tensor);
 
   int64_t size(int64_t dim) const { return sizes_[static_cast<size_t>(dim)]; }
-  // Whether float holds every number of this type.
-  bool fits_float() const { return number_ != Number::kFloat64; }
 
-  // Row `row` of a 2-D tensor: where it lies if it lies there as T, else a copy in scratch.
+  // Elements [begin, begin + count) of a row: where they lie if they lie there side by side as T,
+  // else a copy in scratch.
+  template <typename T>
+  const T* read(int64_t row, int64_t begin, int64_t count, T* scratch) const {
+    const void* const source = data_ + (row * strides_[0] + begin * strides_[1]) * item_size_;
+    const bool in_place = number_ == number_as<T>() && (strides_[1] == 1 || count <= 1);
+    if (in_place) return static_cast<const T*>(source);
+    load_numbers(number_, source, strides_[1], count, scratch);
+    return scratch;
+  }
   template <typename T>
   const T* row(int64_t row, T* scratch) const {
-    const void* const source = data_ + row * strides_[0] * item_size_;
-    const bool in_place = number_ == number_as<T>() && (strides_[1] == 1 || sizes_[1] <= 1);
-    if (in_place) return static_cast<const T*>(source);
-    load_numbers(number_, source, strides_[1], sizes_[1], scratch);
-    return scratch;
+    return read(row, 0, sizes_[1], scratch);
   }
 
   // Element `index` of a 1-D tensor, or of a scalar (index 0).
@@ -126,19 +135,17 @@ template <typename T>
 class OptionalValues {
  public:
   explicit OptionalValues(const std::optional<Tensor>& tensor)
-      : workspace_(tensor ? Workspace::bytes_of<T>(tensor->size(0)) : 0) {
+      : values_(tensor ? tensor->size(0) : 0), has_values_(tensor.has_value()) {
     if (!tensor) return;
-    T* const values = workspace_.take<T>(tensor->size(0));
     load_numbers(number_of(tensor->scalar_type()), tensor->const_data_ptr(), tensor->stride(0),
-                 tensor->size(0), values);
-    data_ = values;
+                 tensor->size(0), values_.get());
   }
 
-  const T* data() const { return data_; }
+  const T* data() const { return has_values_ ? values_.get() : nullptr; }
 
  private:
-  Workspace workspace_;
-  const T* data_ = nullptr;
+  Buffer<T> values_;
+  bool has_values_;
 };
 
 // float64 for float64, float32 for everything else: the dtype of losses and statistics.

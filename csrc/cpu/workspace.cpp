@@ -7,7 +7,8 @@ namespace introkernels::cpu {
 
 namespace {
 
-constexpr std::align_val_t kAligned{Workspace::kAlignment};
+constexpr size_t kAlignment = 64;
+constexpr std::align_val_t kAligned{kAlignment};
 
 std::byte* allocate(size_t bytes) {
   return static_cast<std::byte*>(::operator new(bytes, kAligned));
@@ -30,7 +31,8 @@ thread_local Stack stack;
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) : bytes_(bytes), own_block_(nullptr) {
+Workspace::Workspace(size_t bytes)
+    : bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment), is_own_(false) {
   if (stack.wanted == 0 && stack.capacity < std::min(stack.peak, kMostKept)) {
     // Nobody uses the block, so it may grow to what was wanted before.
     ::operator delete(stack.block, kAligned);
@@ -39,21 +41,21 @@ Workspace::Workspace(size_t bytes) : bytes_(bytes), own_block_(nullptr) {
     stack.block = allocate(std::min(stack.peak, kMostKept));
     stack.capacity = std::min(stack.peak, kMostKept);
   }
-  if (stack.used + bytes <= stack.capacity) {
-    next_ = stack.block + stack.used;
-    stack.used += bytes;
+  is_own_ = stack.used + bytes_ > stack.capacity;
+  if (is_own_) {
+    data_ = allocate(bytes_);
   } else {
-    own_block_ = allocate(bytes);
-    next_ = own_block_;
+    data_ = stack.block + stack.used;
+    stack.used += bytes_;
   }
-  stack.wanted += bytes;
+  stack.wanted += bytes_;
   stack.peak = std::max(stack.peak, stack.wanted);
 }
 
 Workspace::~Workspace() {
   stack.wanted -= bytes_;
-  if (own_block_ != nullptr) {
-    ::operator delete(own_block_, kAligned);
+  if (is_own_) {
+    ::operator delete(data_, kAligned);
   } else {
     stack.used -= bytes_;
   }

@@ -10,46 +10,30 @@ namespace introkernels::cpu {
 // Workspaces of a thread are stacked: the last one made is the first to go.
 class Workspace {
  public:
-  // Room for `bytes`, a sum of what bytes_of says.
   explicit Workspace(size_t bytes);
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  static constexpr size_t kAlignment = 64;
-
-  // What `count` numbers of T take of a workspace.
-  template <typename T>
-  static size_t bytes_of(int64_t count) {
-    return (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-  }
-
-  // `count` numbers, uninitialised and aligned.
-  template <typename T>
-  T* take(int64_t count) {
-    T* const taken = reinterpret_cast<T*>(next_);
-    next_ += bytes_of<T>(count);
-    return taken;
-  }
+  // Uninitialised and aligned to 64 bytes.
+  void* data() const { return data_; }
 
  private:
   size_t bytes_;
-  std::byte* own_block_;  // null where the thread's block had room
-  std::byte* next_;
+  bool is_own_;  // the thread's block had no room
+  std::byte* data_;
 };
 
-// A workspace of one array.
+// A workspace of `size` numbers.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : workspace_(Workspace::bytes_of<T>(size)), data_(workspace_.take<T>(size)) {}
+  explicit Buffer(int64_t size) : workspace_(static_cast<size_t>(size) * sizeof(T)) {}
 
-  T* get() const { return data_; }
+  T* get() const { return static_cast<T*>(workspace_.data()); }
 
  private:
   Workspace workspace_;
-  T* data_;
 };
 
 }  // namespace introkernels::cpu

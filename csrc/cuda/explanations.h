@@ -54,13 +54,8 @@ struct StatisticsPlan {
 
 StatisticsPlan plan_statistics(const Explanations& explanations);
 
-// Bytes that the statistics need besides: counters that start as zeros, and sums of segments.
-struct StatisticsScratch {
-  int64_t zeros;
-  int64_t any;
-};
-
-StatisticsScratch statistics_scratch(const Explanations& explanations, const StatisticsPlan& plan);
+// What the statistics need besides: counters, and sums of segments.
+Scratch statistics_scratch(const Explanations& explanations, const StatisticsPlan& plan);
 
 // dots and sq_norms [B, K], contiguous: float64 for `is_double`, else float32. Zeros in ignored
 // rows; where the target is none of the row's classes, dots are NaN.
@@ -70,18 +65,29 @@ struct StatisticsOutputs {
   bool is_double;
 };
 
-void launch_statistics(const Explanations& explanations, const StatisticsPlan& plan,
-                       const IndexMatrix& target, const IndexMatrix& class_index,
-                       int64_t ignore_index, const StatisticsOutputs& outputs, void* zeros,
-                       void* scratch, cudaStream_t stream);
+struct StatisticsCall {
+  Explanations explanations;
+  StatisticsPlan plan;
+  IndexMatrix target;
+  // [B, K]; null data where the explained classes are all classes in order.
+  IndexMatrix class_index;
+  int64_t ignore_index;
+  // Of the class index; the largest number where nobody says how many there are.
+  int64_t num_classes;
+  StatisticsOutputs outputs;
+  int* counters;    // [B]
+  double* partial;  // [B, num_segments, 2, K], unless a block keeps its sums in shared memory and
+                    // has all dimensions of its classes
+};
 
-// The fused loss in one launch: the last block of a row to finish its statistics, which are
-// float64 here, goes on to the loss of the row, the last of these to that of the batch.
-// rows.teacher: memory for teacher logits [B, C], contiguous, of the type computed in. Scratch is
-// what the statistics and forward_scratch for rows of one part ask for; their zeros in one piece.
-void launch_introspective(const Explanations& explanations, const StatisticsPlan& plan,
-                          const Rows& rows, const StatisticsOutputs& statistics,
-                          const LossOutputs& outputs, void* zeros, void* scratch,
-                          void* loss_scratch, cudaStream_t stream);
+void launch_statistics(const StatisticsCall& call, cudaStream_t stream);
+
+// The fused loss in one launch: the last block of a row to finish its statistics, which are of the
+// type computed in, goes on to the row's teacher logits and its loss, the last of these to that of
+// the batch. rows.teacher: those teacher logits, which are written to `teacher` [B, C]. terms:
+// [4, B]; counter starts at 0.
+void launch_introspective(const StatisticsCall& statistics, const Rows& rows, void* teacher,
+                          const LossOutputs& outputs, double* terms, int* counter,
+                          cudaStream_t stream);
 
 }  // namespace introkernels::cuda

@@ -9,8 +9,6 @@
 // Mapping: a block has all warps on one slice of a row after the other, each with classes of its
 // own; see statistics_slice.h, and statistics_plan.cu for what a block gets. A warp has 4 KiB of
 // loads on the way, a multiprocessor 64 KiB.
-#include <limits>
-
 #include "cuda/statistics_row.h"
 
 namespace introkernels::cuda {
@@ -25,24 +23,13 @@ __global__ __launch_bounds__(kThreads, (sizeof(S) == 8 ? 1 : 2)) void explanatio
 
 }  // namespace
 
-void launch_statistics(const Explanations& explanations, const StatisticsPlan& plan,
-                       const IndexMatrix& target, const IndexMatrix& class_index,
-                       int64_t ignore_index, const StatisticsOutputs& outputs, void* zeros,
-                       void* scratch, cudaStream_t stream) {
+void launch_statistics(const StatisticsCall& call, cudaStream_t stream) {
+  const Explanations& explanations = call.explanations;
   if (explanations.num_rows == 0 || explanations.num_explained == 0) return;
-  const StatisticsCall call{explanations,
-                            plan,
-                            target,
-                            class_index,
-                            ignore_index,
-                            std::numeric_limits<int64_t>::max(),
-                            outputs,
-                            static_cast<int*>(zeros),
-                            static_cast<double*>(scratch)};
-  with_kernel(explanations, plan, [&]<typename S, bool kVectors, bool kCenter>() {
+  with_kernel(call, [&]<typename S, bool kVectors, bool kCenter>() {
     launch({"explanation_stats"}, explanation_stats<S, kVectors, kCenter>,
-           grid_of(explanations.num_rows * plan.blocks_of_row()),
-           statistics_shared_bytes<S, kVectors, kCenter>(plan), stream, call);
+           grid_of(explanations.num_rows * call.plan.blocks_of_row()),
+           statistics_shared_bytes<S, kVectors, kCenter>(call.plan), stream, call);
   });
 }
 

@@ -46,7 +46,7 @@ StatisticsPlan plan_statistics(const Explanations& e) {
   return plan;
 }
 
-StatisticsScratch statistics_scratch(const Explanations& e, const StatisticsPlan& plan) {
+Scratch statistics_scratch(const Explanations& e, const StatisticsPlan& plan) {
   const bool has_partial = plan.num_segments > 1 || !sums_are_shared(plan);
   return {plan.blocks_of_row() > 1 ? e.num_rows * int64_t(sizeof(int)) : 0,
           has_partial

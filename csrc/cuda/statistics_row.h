@@ -3,26 +3,13 @@
 
 #include <algorithm>
 
+#include "cuda/explanations.h"
+#include "cuda/group.h"
 #include "cuda/launch.h"
-#include "cuda/reduction.h"
+#include "cuda/number.h"
 #include "cuda/statistics_slice.h"
-#include "cuda/teacher.h"
 
 namespace introkernels::cuda {
-
-struct StatisticsCall {
-  Explanations explanations;
-  StatisticsPlan plan;
-  IndexMatrix target;
-  IndexMatrix class_index;
-  int64_t ignore_index;
-  // Of the class index; the largest number where nobody says how many there are.
-  int64_t num_classes;
-  StatisticsOutputs outputs;
-  int* counters;    // [B]
-  double* partial;  // [B, num_segments, 2, K], unless a block keeps its sums in shared memory and
-                    // has all dimensions of its classes
-};
 
 struct StatisticsShared {
   alignas(16) unsigned char exchange[kExchangeBytes];
@@ -52,6 +39,23 @@ __device__ __forceinline__ void store_statistics(const StatisticsCall& call, int
   const int64_t place = row * call.explanations.num_explained + k;
   store_number(call.outputs.dots, call.outputs.is_double, place, position < 0 ? kNaN<double> : dot);
   store_number(call.outputs.sq_norms, call.outputs.is_double, place, sq_norm);
+}
+
+// Where a row's target stands among its explained classes, -1 where it does not or where one of
+// these is not among num_classes. All threads of the group get the answer.
+__device__ inline int64_t position_of_target(Group* group, const IndexMatrix& class_index,
+                                             int64_t row, int64_t num_explained, int64_t target,
+                                             int64_t num_classes) {
+  if (class_index.data == nullptr) return target < 0 || target >= num_explained ? -1 : target;
+  const int64_t* const classes = class_index.data + row * class_index.row_stride;
+  double found[2] = {-1, -1};
+  for (int64_t k = group->rank(); k < num_explained; k += group->size()) {
+    const int64_t c = classes[k * class_index.column_stride];
+    if (c == target) found[0] = double(k);
+    if (c < 0 || c >= num_classes) found[1] = double(k);
+  }
+  group->reduce(found, Largest{});
+  return found[1] >= 0 ? -1 : int64_t(found[0]);
 }
 
 // A row, and the place of its target among its explained classes.
@@ -146,22 +150,22 @@ __device__ __forceinline__ StatisticsRow find_statistics(const StatisticsCall& c
 // Calls start.operator()<S, kVectors, kCenter>() for the type of the gradients and how to read
 // them.
 template <typename Start>
-void with_kernel(const Explanations& explanations, const StatisticsPlan& plan, const Start& start) {
+void with_kernel(const StatisticsCall& call, const Start& start) {
   const auto with_center = [&]<typename S, bool kVectors>() {
-    if (explanations.center) {
+    if (call.explanations.center) {
       start.template operator()<S, kVectors, true>();
     } else {
       start.template operator()<S, kVectors, false>();
     }
   };
   const auto with_type = [&]<typename S>() {
-    if (plan.in_vectors) {
+    if (call.plan.in_vectors) {
       with_center.template operator()<S, true>();
     } else {
       with_center.template operator()<S, false>();
     }
   };
-  switch (explanations.gradient_type) {
+  switch (call.explanations.gradient_type) {
     case NumberType::kFloat64:
       return with_type.template operator()<double>();
     case NumberType::kFloat32:

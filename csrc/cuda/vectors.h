@@ -204,4 +204,14 @@ class OutputRow {
   NumberType type_;
 };
 
+__device__ __forceinline__ double weight_of(const Rows& rows, int64_t c) {
+  return rows.weight.data == nullptr ? 1.0 : Row<AnyNumber, double, 1>(rows.weight, 0).value(c);
+}
+
+// 32 bits count the vectors of a row of more than 8 billion classes, and save registers.
+template <int N>
+__host__ __device__ __forceinline__ int num_vectors(int64_t num_classes) {
+  return int((num_classes + N - 1) / N);
+}
+
 }  // namespace introkernels::cuda

@@ -24,7 +24,8 @@
 
 // Functions of numbers that C++ does not know.
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
-inline float rsqrtf(float x) { return 1.0F / sqrtf(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 
 // Loads that say how they are cached, which changes nothing here.
 template <typename T>

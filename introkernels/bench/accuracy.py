@@ -1,8 +1,7 @@
 """What a contender has to compute before it is timed: the float64 definition on its inputs.
 
 Errors are relative in the 2-norm, ``|out - ref| / |ref|``. Results may be off by what sums in
-float32 in any order cost, five times the accuracy that introkernels promises of its own; gradients
-in a half type by one unit in their last place on top.
+float32 in any order cost; gradients in a half type by one unit in their last place on top.
 """
 
 from __future__ import annotations

@@ -44,11 +44,13 @@ _EVERY_OPERATOR = (
     "introkernels/checks.py",
     "introkernels/functional",
     "introkernels/ops",
+    "introkernels/options.py",
     "introkernels/reference.py",
+    "introkernels/teachers.py",
     "introkernels/types.py",
     "setup.py",
 )
-_ON_CPU = ("csrc/cpu", ":(exclude)introkernels/ops/head", ":(exclude)introkernels/ops/triton")
+_ON_CPU = ("csrc/cpu", ":(exclude)introkernels/ops/triton")
 _ON_GPU = ("csrc/cuda", "setup_cuda.py")
 # Whatever is not one loss or one statistic is a part of training.
 _SINGLE = (

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, overload
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import DistillationFunction, constant, loss_parts
+from introkernels.autograd import RowLossFunction, constant, loss_parts
 from introkernels.ops.select import operators
+from introkernels.options import Options
 from introkernels.types import LossParts, Reduction
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def distillation_loss(
 
     Args:
         logits: ``[B, C]``.
-        teacher_logits: ``[B, C]``; -inf where a class has no soft label.
+        teacher_logits: ``[B, C]``; -inf where a class has no soft label. A row of -inf alone has
+            a divergence of NaN.
         target: ``[B]`` int64 class indices, or ``ignore_index``.
 
     The keywords, the result and the errors are those of :func:`introspective_loss`.
@@ -83,11 +85,13 @@ def distillation_loss(
     checks.in_memory(
         {"logits": logits, "teacher_logits": teacher_logits, "target": target, "weight": weight}
     )
-    options = checks.loss_keywords(
-        temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+    options = Options(
+        *checks.loss_keywords(
+            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
+        )
     )
     parts = loss_parts(
-        DistillationFunction,
+        RowLossFunction,
         operators(logits.device),
         logits,
         teacher_logits.detach(),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, overload
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import IntrospectiveFunction, constant, loss_parts
-from introkernels.ops.select import operators
+from introkernels.autograd import IntrospectiveFunction, RowLossFunction, constant, loss_parts
+from introkernels.ops.select import making, operators
+from introkernels.options import Options
 from introkernels.types import LabelMode, LossParts, Reduction, Similarity
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def introspective_loss(
 
     Args:
         logits: ``[B, C]``. A class of logit -inf does not exist in its row: no probability, no
-            soft label, no gradient. A target that does not exist costs +inf.
+            soft label (those of the others are renormalised), no gradient. A target that does not
+            exist costs +inf.
         target: ``[B]`` int64 class indices, or ``ignore_index``.
         gradients: ``[B, C, *S]``, ``g_c = d z_c / d x``; with ``class_index``, ``[B, K, *S]``.
         inputs: ``[B, *S]``, the ``x`` that was explained (an image, an embedding, a feature).
@@ -135,22 +137,34 @@ def introspective_loss(
             "weight": weight,
         }
     )
-    options = (
+    options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
+        center=checks.flag("center", center),
     )
-    parts = loss_parts(
-        IntrospectiveFunction,
-        operators(logits.device),
-        logits,
-        target,
-        gradients.detach(),
-        inputs.detach(),
-        class_index,
-        checks.flag("center", center),
-        constant(weight),
-        options,
-    )
+    chosen = operators(logits.device)
+    gradients, inputs, weight = gradients.detach(), inputs.detach(), constant(weight)
+    labelling = making(chosen, options.label_mode)
+    if labelling is chosen:
+        parts = loss_parts(
+            IntrospectiveFunction,
+            chosen,
+            logits,
+            target,
+            gradients,
+            inputs,
+            class_index,
+            weight,
+            options,
+        )
+    else:
+        statistics = chosen.explanation_stats(
+            gradients, inputs, target, class_index, options.center, options.ignore_index
+        )
+        teacher_logits = labelling.teacher_logits(
+            *statistics, target, class_index, num_classes, options.floats, options.ints
+        )
+        parts = loss_parts(RowLossFunction, chosen, logits, teacher_logits, target, weight, options)
     return parts if return_parts else parts.loss

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from introkernels import checks
 from introkernels.autograd import LinearFunction, constant, loss_parts
-from introkernels.ops.select import operators
+from introkernels.ops.select import making, operators
+from introkernels.options import Options
 from introkernels.types import LabelMode, LossParts, Reduction, Similarity
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def linear_introspective_loss(
 ) -> Tensor | LossParts:
     """The introspective loss of a linear head, explained at its features in closed form.
 
-    The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least; compiled
-    backends do so for some rows at a time (on a GPU at least 128, which take 2 KiB a class), and
+    The logits ``z = features @ weight.T + bias`` are computed inside, in float32 at least, for some
+    rows at a time (outside the C++ kernels at least 128, which take some KiB a class), and
     ``[N, C]`` never exists as a whole. The gradient of ``z_c`` in the features is row ``c`` of
     ``weight``, so ``E_c = weight_c * h``, and its statistics are matrix products:
     ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and ``<E_c, E_c> = h**2 . weight_c**2``. On a GPU
@@ -109,21 +110,24 @@ def linear_introspective_loss(
             "class_weight": class_weight,
         }
     )
-    options = (
+    need_features, need_weight, need_bias = _gradients_wanted(reduction, features, weight, bias)
+    options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
+        center=checks.flag("center", center),
+        need_features=need_features,
+        need_weight=need_weight,
+        need_bias=need_bias,
     )
     parts = loss_parts(
         LinearFunction,
-        operators(features.device),
+        making(operators(features.device), options.label_mode),
         features.unsqueeze(0) if features.dim() == 1 else features.flatten(0, -2),
         weight,
         target.reshape(-1),
         bias,
-        _gradients_wanted(reduction, features, weight, bias),
-        checks.flag("center", center),
         constant(class_weight),
         options,
     )

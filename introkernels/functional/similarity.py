@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
+import torch
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import SimilarityFunction, constant, loss_parts
-from introkernels.ops.select import operators
+from introkernels.autograd import RowLossFunction, constant, loss_parts
+from introkernels.ops.select import making, operators
+from introkernels.options import Options
 from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
 
 if TYPE_CHECKING:
@@ -93,21 +95,26 @@ def similarity_loss(
             "weight": weight,
         }
     )
-    options = (
+    options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, ignore_index, label_smoothing, reduction
+            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
     )
-    parts = loss_parts(
-        SimilarityFunction,
-        operators(logits.device),
-        logits,
+    chosen = operators(logits.device)
+    dots, sq_norms = stats.dots.detach(), stats.sq_norms.detach()
+    if logits.dtype == torch.float64:
+        dots, sq_norms = dots.double(), sq_norms.double()
+    teacher_logits = making(chosen, options.label_mode).teacher_logits(
+        dots,
+        sq_norms,
         target,
-        stats.dots.detach(),
-        stats.sq_norms.detach(),
         stats.class_index,
-        constant(weight),
-        options,
+        num_classes,
+        options.floats,
+        options.ints,
+    )
+    parts = loss_parts(
+        RowLossFunction, chosen, logits, teacher_logits, target, constant(weight), options
     )
     return parts if return_parts else parts.loss

@@ -1,21 +1,24 @@
 """The operators: their schemas, the shapes they return, and how vmap and autocast treat them.
 
 Every operator exists once in each namespace: ``introkernels``, which PyTorch's dispatcher sends to
-the best library loaded for the tensors' device and to the definition where there is none,
-``introkernels_reference``, which is always the definition, and, where Triton is usable,
-``introkernels_triton``.
+the best library loaded for the tensors' device and to PyTorch's own operations where there is none,
+``introkernels_composite``, which is always these, ``introkernels_reference``, which is these in
+float64, and, where Triton is usable, ``introkernels_triton``.
 
-Codes: ``reduction`` 0 none, 1 mean, 2 sum; ``similarity`` 0 cosine, 1 projection; ``label_mode``
-0 softmax, 1 split. Loss operators return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars),
-``row_state [B, ROW_STATE]`` float64 (what a kernel keeps of each row for its backward) and
-``totals [2]`` float64 (the sum of the target weights, NaN where it is 0, and the number of rows not
-ignored).
-``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any strides.
+``floats`` and ``ints`` are those of :class:`introkernels.options.Options`. Codes:
+``reduction`` 0 none, 1 mean, 2 sum; ``similarity`` 0 cosine, 1 projection; ``label_mode`` as in
+introkernels/types.py: 0, a softmax, is the only one that kernels make.
 
-The head's gradients cost less beside its loss than on their own. ``linear_forward`` makes those
-that it is asked for as they are where the incoming gradient is 1 (in each row), in the dtype of the
-loss, so that multiplying them rounds once. ``linear_backward`` makes them for any incoming
-gradient. Both answer for those that nobody needs with empty tensors.
+Losses return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars) and ``state [B + 1, ROW_STATE]``
+float64: what a backend keeps of each row for its backward, then, in the first two numbers of the
+last row, what means are divided by: the sum of the target weights (NaN where it is 0), and the
+number of rows not ignored. ``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any
+strides. Teacher logits ``[B, C]`` that an operator returns are float64 for float64 logits or
+statistics, else float32.
+
+``linear`` is the head and its loss, along with the gradients that are asked for, in the dtype of
+the loss; the others are empty. They are for an incoming gradient of 1, or for ``grad_loss [B]``
+where reduction is 0.
 """
 
 from __future__ import annotations
@@ -31,50 +34,34 @@ from torch import Tensor
 
 ROW_STATE = 9
 
-_LOSS = (
-    "Tensor? weight, float temperature, float ce_weight, float kl_weight, int ignore_index, "
-    "float label_smoothing, int reduction"
-)
-_LABELS = "float similarity_temperature, int similarity, int label_mode, float non_target_mass"
-_NUM_LABEL_OPTIONS = _LABELS.count(",") + 1
-_LOSS_OUT = "Tensor loss, Tensor ce, Tensor kl, Tensor row_state, Tensor totals"
-_HEAD_LOSS = _LOSS.replace("Tensor? weight", "Tensor? class_weight")
+_OPTIONS = "float[] floats, int[] ints"
+_LOSS = "Tensor loss, Tensor ce, Tensor kl"
 
 SCHEMAS = {
-    "distillation_forward": (
-        f"(Tensor logits, Tensor teacher_logits, Tensor target, {_LOSS}) -> ({_LOSS_OUT})"
+    "row_loss_forward": (
+        "(Tensor logits, Tensor teacher_logits, Tensor target, Tensor? weight, "
+        f"{_OPTIONS}) -> ({_LOSS}, Tensor state)"
     ),
-    "distillation_backward": (
-        "(Tensor grad_loss, Tensor logits, Tensor teacher_logits, Tensor target, "
-        f"Tensor row_state, Tensor totals, {_LOSS}) -> Tensor"
-    ),
-    "similarity_forward": (
-        "(Tensor logits, Tensor target, Tensor dots, Tensor sq_norms, Tensor? class_index, "
-        f"{_LOSS}, {_LABELS}) -> ({_LOSS_OUT})"
-    ),
-    "similarity_backward": (
-        "(Tensor grad_loss, Tensor logits, Tensor target, Tensor dots, Tensor sq_norms, "
-        f"Tensor? class_index, Tensor row_state, Tensor totals, {_LOSS}, {_LABELS}) -> Tensor"
+    "row_loss_backward": (
+        "(Tensor grad_loss, Tensor logits, Tensor teacher_logits, Tensor target, Tensor? weight, "
+        f"Tensor state, {_OPTIONS}) -> Tensor"
     ),
     "explanation_stats": (
         "(Tensor gradients, Tensor inputs, Tensor target, Tensor? class_index, bool center, "
         "int ignore_index) -> (Tensor dots, Tensor sq_norms)"
     ),
+    "teacher_logits": (
+        "(Tensor dots, Tensor sq_norms, Tensor target, Tensor? class_index, int num_classes, "
+        f"{_OPTIONS}) -> Tensor"
+    ),
     "introspective_forward": (
         "(Tensor logits, Tensor target, Tensor gradients, Tensor inputs, Tensor? class_index, "
-        f"bool center, {_LOSS}, {_LABELS}) -> ({_LOSS_OUT}, Tensor dots, Tensor sq_norms)"
+        f"Tensor? weight, {_OPTIONS}) -> ({_LOSS}, Tensor state, Tensor teacher_logits)"
     ),
-    "linear_forward": (
-        "(Tensor features, Tensor weight, Tensor target, Tensor? bias, bool need_features, "
-        "bool need_weight, bool need_bias, bool center, "
-        f"{_HEAD_LOSS}, {_LABELS}) -> "
-        f"({_LOSS_OUT}, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
-    ),
-    "linear_backward": (
-        "(Tensor grad_loss, Tensor features, Tensor weight, Tensor target, Tensor? bias, "
-        "Tensor row_state, Tensor totals, bool need_features, bool need_weight, bool center, "
-        f"{_HEAD_LOSS}, {_LABELS}) -> "
-        "(Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
+    "linear": (
+        "(Tensor features, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, "
+        f"Tensor? grad_loss, {_OPTIONS}) -> "
+        f"({_LOSS}, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
     ),
 }
 
@@ -89,117 +76,65 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def row_state_like(rows: Tensor) -> Tensor:
-    """An uninitialised ``row_state`` for the rows of ``rows``."""
-    return rows.new_empty((rows.shape[0], ROW_STATE), dtype=torch.float64)
+def state_like(rows: Tensor) -> Tensor:
+    """An uninitialised ``state`` for the rows of ``rows``."""
+    return rows.new_empty((rows.shape[0] + 1, ROW_STATE), dtype=torch.float64)
 
 
-def _loss_outputs(rows: Tensor, reduction: int) -> tuple[Tensor, ...]:
-    shape = (rows.shape[0],) if reduction == 0 else ()
-    return (
-        *(rows.new_empty(shape, dtype=loss_dtype(rows)) for _ in range(3)),
-        row_state_like(rows),
-        rows.new_empty(2, dtype=torch.float64),
-    )
+def _fake_loss(rows: Tensor, ints: list[int]) -> tuple[Tensor, ...]:
+    shape = (rows.shape[0],) if ints[1] == 0 else ()
+    return tuple(rows.new_empty(shape, dtype=loss_dtype(rows)) for _ in range(3))
 
 
-def _fake_distillation_forward(
-    logits: Tensor, teacher_logits: Tensor, target: Tensor, *options: Any
-) -> tuple[Tensor, ...]:
-    return _loss_outputs(logits, options[-1])
+def _fake_row_loss_forward(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (*_fake_loss(logits, rest[-1]), state_like(logits))
 
 
-def _fake_similarity_forward(
-    logits: Tensor,
-    target: Tensor,
-    dots: Tensor,
-    sq_norms: Tensor,
-    class_index: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    return _loss_outputs(logits, options[-1 - _NUM_LABEL_OPTIONS])
-
-
-def _fake_backward(grad_loss: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+def _fake_row_loss_backward(grad_loss: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _fake_explanation_stats(
-    gradients: Tensor, inputs: Tensor, target: Tensor, *options: Any
-) -> tuple[Tensor, Tensor]:
-    shape = gradients.shape[:2]
-    dtype = loss_dtype(gradients)
+def _fake_explanation_stats(gradients: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    shape, dtype = gradients.shape[:2], loss_dtype(gradients)
     return gradients.new_empty(shape, dtype=dtype), gradients.new_empty(shape, dtype=dtype)
 
 
-def _fake_introspective_forward(
-    logits: Tensor,
+def _fake_teacher_logits(
+    dots: Tensor,
+    sq_norms: Tensor,
     target: Tensor,
-    gradients: Tensor,
-    inputs: Tensor,
     class_index: Tensor | None,
-    center: bool,
+    num_classes: int,
     *options: Any,
-) -> tuple[Tensor, ...]:
-    shape = gradients.shape[:2]
-    return (
-        *_loss_outputs(logits, options[-1 - _NUM_LABEL_OPTIONS]),
-        gradients.new_empty(shape, dtype=torch.float64),
-        gradients.new_empty(shape, dtype=torch.float64),
+) -> Tensor:
+    return dots.new_empty((dots.shape[0], num_classes), dtype=loss_dtype(dots))
+
+
+def _fake_introspective_forward(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    teacher_logits = logits.new_empty(logits.shape, dtype=loss_dtype(logits))
+    return (*_fake_row_loss_forward(logits, *rest), teacher_logits)
+
+
+def _fake_linear(features: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shapes = (features.shape, weight.shape, weight.shape[:1])
+    gradients = (
+        features.new_empty(shape if needed else (0,), dtype=loss_dtype(features))
+        for shape, needed in zip(shapes, rest[-1][4:7], strict=True)
     )
-
-
-def _fake_linear_forward(
-    features: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    need_features: bool,
-    need_weight: bool,
-    need_bias: bool,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    dtype = loss_dtype(features)
-    return (
-        *_loss_outputs(features, options[-1 - _NUM_LABEL_OPTIONS]),
-        features.new_empty(features.shape if need_features else (0,), dtype=dtype),
-        features.new_empty(weight.shape if need_weight else (0,), dtype=dtype),
-        features.new_empty(weight.shape[:1] if need_bias else (0,), dtype=dtype),
-    )
-
-
-def _fake_linear_backward(
-    grad_loss: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    row_state: Tensor,
-    totals: Tensor,
-    need_features: bool,
-    need_weight: bool,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        features.new_empty(features.shape if need_features else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,)),
-        features.new_empty(0) if bias is None else bias.new_empty(bias.shape),
-    )
+    return (*_fake_loss(features, rest[-1]), *gradients)
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "distillation_forward": _fake_distillation_forward,
-    "distillation_backward": _fake_backward,
-    "similarity_forward": _fake_similarity_forward,
-    "similarity_backward": _fake_backward,
+    "row_loss_forward": _fake_row_loss_forward,
+    "row_loss_backward": _fake_row_loss_backward,
     "explanation_stats": _fake_explanation_stats,
+    "teacher_logits": _fake_teacher_logits,
     "introspective_forward": _fake_introspective_forward,
-    "linear_forward": _fake_linear_forward,
-    "linear_backward": _fake_linear_backward,
+    "linear": _fake_linear,
 }
 
 # These call matrix products, which autocast would turn into half precision.
-_WITH_MATRIX_PRODUCTS = ("linear_forward", "linear_backward")
+_WITH_MATRIX_PRODUCTS = ("explanation_stats", "introspective_forward", "linear")
 
 
 def define(namespace: str, kernels: Any) -> SimpleNamespace:
@@ -239,7 +174,7 @@ def _one_call_a_sample(operator: Any) -> Callable[..., Any]:
         samples = [
             operator(
                 *(
-                    arg if dim is None else arg.select(dim, sample)
+                    arg.select(dim, sample) if isinstance(dim, int) else arg
                     for arg, dim in itertools.zip_longest(args, in_dims)
                 )
             )

@@ -1,7 +1,8 @@
-"""The choice of a backend: automatic, or forced by :class:`use_backend`."""
+"""The choice of a backend: automatic, or forced by :class:`use_backend`; what serves a call."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace, TracebackType
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from introkernels.ops import choice, loader, reference_kernels, schema
+from introkernels.ops import choice, composite, in_double, loader, schema
 from introkernels.ops.head.operators import register_head
+from introkernels.types import LABEL_MODES
 
-_NATIVE = schema.define("introkernels", reference_kernels)
-_REFERENCE = schema.define("introkernels_reference", reference_kernels)
+_NATIVE = schema.define("introkernels", composite)
+_COMPOSITE = schema.define("introkernels_composite", composite)
+_REFERENCE = schema.define("introkernels_reference", in_double.KERNELS)
 # Defined here, and not at first use: a first use may lie inside torch.compile, which can trace a
 # call of an operator but not its definition. Where Triton is not usable this costs nothing.
 _TRITON = (
@@ -41,11 +44,41 @@ SERVING = {
     "triton": Serving(_TRITON or _NATIVE, ("cuda", "cpu") if loader.INTERPRETED else ("cuda",)),
 }
 
-BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+BACKENDS = ("auto", "reference", "composite", "cpu", "cuda", "triton")
+
+# The kernels whose absence is told at first use, by the type of the device that they serve.
+_KERNELS_OF = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+_missing = {
+    device: names
+    for device, names in _KERNELS_OF.items()
+    if all(loader.STATUS[name] != loader.LOADED for name in names)
+}
+
+
+def _tell_missing(device: str) -> None:
+    names = _missing.pop(device)
+    reasons = "; ".join(f"{name}: {loader.STATUS[name]}" for name in names)
+    warnings.warn(
+        f"introkernels has no kernels for tensors on {device!r} here and computes its losses with "
+        f"PyTorch's own operations, several times slower ({reasons}). `introkernels doctor` says "
+        "how to mend it; introkernels.use_backend('composite') chooses this on purpose.",
+        stacklevel=4,
+    )
+
+
+def making(operators: SimpleNamespace, label_mode: int) -> SimpleNamespace:
+    """``operators`` if they make teacher logits of this label mode, else the composite's.
+
+    Kernels serve the common one, introkernels/teachers.py all of them.
+    """
+    serves = LABEL_MODES[label_mode] == "softmax" or operators is _REFERENCE
+    return operators if serves else _COMPOSITE
 
 
 def operators(device: torch.device) -> SimpleNamespace:
     """The operators that serve tensors on ``device`` under the chosen backend.
+
+    Where the automatic choice finds no kernels for the device, it warns once.
 
     Raises:
         ValueError: the chosen backend does not serve this device.
@@ -56,9 +89,13 @@ def operators(device: torch.device) -> SimpleNamespace:
         given: SimpleNamespace = chosen
         return given
     if chosen == "auto":
+        if device.type in _missing and not is_dynamo_compiling():
+            _tell_missing(device.type)
         return _TRITON if _TRITON is not None and device.type == "cuda" else _NATIVE
     if chosen == "reference":
         return _REFERENCE
+    if chosen == "composite":
+        return _COMPOSITE
     serving = SERVING[chosen]
     if device.type not in serving.devices:
         raise ValueError(
@@ -99,9 +136,9 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
     graph.
 
     Args:
-        name: ``"auto"`` (the fastest that is loaded for the tensors' device, the definition where
-            there is none), ``"reference"`` (the definition in plain PyTorch, with the gradient
-            written out and a linear head's statistics in closed form), ``"cpu"`` (C++),
+        name: ``"auto"`` (the fastest that is loaded for the tensors' device, the composite where
+            there is none), ``"composite"`` (PyTorch's own operations, on any device),
+            ``"reference"`` (the same in float64), ``"cpu"`` (C++),
             ``"cuda"`` (CUDA C++), or ``"triton"`` (GPU tensors; with ``TRITON_INTERPRET=1`` in the
             environment CPU tensors too, slowly, for tests). Automatic on a GPU is Triton, or CUDA
             C++ where Triton can't be used.

@@ -270,8 +270,8 @@ def test_kernels_are_built_for_the_gpus_at_hand(
 
 
 SUMMARY = "echo '========= ERROR SUMMARY: 1 error'"
-KERNEL = "introkernels::cuda::(anonymous namespace)::row_forward<float>(ForwardCall)+0x150"
-REPORT = f"echo '=========     at {KERNEL} in row_forward.cu:38'"
+KERNEL = "introkernels::cuda::(anonymous namespace)::row_loss_forward<float>(ForwardCall)+0x150"
+REPORT = f"echo '=========     at {KERNEL} in row_loss.cu:38'"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_what_a_sanitizer_says_counts_for_kernels_of_ours(
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"{tool}: {said}" in told
         assert f"tool: {tool}\n" in (tmp_path / f"sanitizer-{tool}.log").read_text()
-    assert ("row_forward" in told) == ("lines about" in said)
+    assert ("row_loss_forward" in told) == ("lines about" in said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,7 +2,7 @@
 
 A vector is 4 classes, or 8 of two tensors of one half type. A row has the 4 to 32 lanes of a group
 up to 2048 classes and the 256 threads of a block beyond; a block takes several parts of a row where
-rows are few and have 16384 classes for each part. See csrc/cuda/row_forward.cu.
+rows are few and have 16384 classes for each part. See csrc/cuda/row_loss.cu.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.cases import Case, distillation_case, introspective_case, similarity_case
+from helpers.bounds import bounds_of
+from helpers.cases import Case, distillation_case, introspective_case
 from helpers.far import far_apart
 from helpers.oracle import (
     Outcome,
     assert_follows_definition,
-    defined,
     evaluate,
     exact_distillation,
 )
-from helpers.tolerance import assert_accurate, assert_rows_accurate
+from helpers.tolerance import assert_accurate, assert_within
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -38,12 +38,13 @@ OF_PARTS = 3 * 16384 + 5
 
 
 @every_dtype
-@pytest.mark.parametrize("case_of", [distillation_case, similarity_case])
-def test_class_counts(dtype: torch.dtype, case_of: Callable[..., Case]) -> None:
+def test_class_counts(dtype: torch.dtype) -> None:
     # 64 rows of few classes are a block: a whole one, and one with rows to spare.
     for rows, counts in ((67, OF_A_FEW_LANES), (9, OF_MANY_LANES), (2, OF_A_BLOCK)):
         for classes in counts:
-            assert_follows_definition(case_of(rows, classes, dtype, ignored=1, reduction="none"))
+            assert_follows_definition(
+                distillation_case(rows, classes, dtype, ignored=1, reduction="none")
+            )
 
 
 @pytest.mark.parametrize("half", HALF_TYPES, ids=str)
@@ -77,18 +78,15 @@ def test_rows_of_several_blocks(rows: int, reduction: str) -> None:
 
 
 @every_dtype
-@pytest.mark.parametrize("label_mode", ["softmax", "split"])
-def test_explained_classes_of_a_long_row(dtype: torch.dtype, label_mode: str) -> None:
+def test_explained_classes_of_a_long_row(dtype: torch.dtype) -> None:
     """More classes than a block has threads, of which as many are explained."""
     for explained in (255, 257, 600):
-        keywords = {"explained": explained, "label_mode": label_mode, "reduction": "none"}
-        assert_follows_definition(similarity_case(3, 700, dtype, **keywords))
-    assert_follows_definition(
-        introspective_case(2, 700, dtype, shape=(3,), explained=300, label_mode=label_mode)
-    )
+        assert_follows_definition(
+            introspective_case(2, 700, dtype, shape=(3,), explained=explained)
+        )
 
 
-# What the first vectors of a row say of it, which is all that its references come from.
+# Where the largest logits of a row come, to which threads, groups and parts rescale their sums.
 def sorted_upwards(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return z.sort(1).values, t.sort(1, descending=True).values
 
@@ -139,7 +137,7 @@ def sure_classes_are_far_apart(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return z, t
 
 
-MISLEADING = (
+ORDERS = (
     sorted_upwards,
     sorted_downwards,
     first_classes_do_not_exist,
@@ -151,28 +149,39 @@ MISLEADING = (
     last_class_is_sure_to_the_teacher,
     sure_classes_are_far_apart,
 )
-every_misleading = pytest.mark.parametrize(
-    "mislead", MISLEADING, ids=lambda mislead: mislead.__name__
-)
+every_order = pytest.mark.parametrize("arrange", ORDERS, ids=lambda arrange: arrange.__name__)
 
 
-def misled(case: Case, mislead: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Case:
-    """The case with logits and teacher logits of which the first classes mislead."""
-    logits, teacher = mislead(case["logits"].clone(), case["teacher_logits"].clone())
+def arranged(case: Case, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Case:
+    """The case with logits and teacher logits in that order."""
+    logits, teacher = arrange(case["logits"].clone(), case["teacher_logits"].clone())
     return case.with_tensors(logits=logits, teacher_logits=teacher)
 
 
 @every_dtype
-@every_misleading
-def test_first_vectors_mislead(
-    dtype: torch.dtype, mislead: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+@every_order
+def test_where_the_largest_logits_come(
+    dtype: torch.dtype, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> None:
     # Groups of 4, 16 and 32 lanes, and a block.
     for classes in (60, 250, 2001, 9001):
-        case = misled(distillation_case(3, classes, dtype, reduction="none"), mislead)
+        case = arranged(distillation_case(3, classes, dtype, reduction="none"), arrange)
         # Targets that exist, among them the very last class and one of the first that do.
         last = torch.tensor([classes - 1, classes - 2, classes * 2 // 3 + 1])
         assert_follows_definition(case.with_tensors(target=last))
+
+
+def eps_of(dtype: torch.dtype) -> float:
+    """Half a unit in the last place of the type that this one is computed in."""
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
+def assert_follows_exact(case: Case) -> None:
+    """Hold a distillation case of reduction "none" against arithmetic with 50 digits."""
+    result, bounds = evaluate(case), bounds_of(case, None)
+    losses, grads = exact_distillation(case)
+    assert_within(result.loss, losses, bounds.loss, "loss")
+    assert_within(result.grads["logits"], grads, bounds.grads["logits"], "gradient")
 
 
 def nearly_equal(classes: int, dtype: torch.dtype, below: float) -> Case:
@@ -192,78 +201,97 @@ every_depth = pytest.mark.parametrize("below", [1.0, 15.0, 40.0])
 
 @every_depth
 @pytest.mark.parametrize("classes", [60, 250, 2500, OF_PARTS])
-def test_nearly_equal_distributions_whose_first_vectors_mislead(classes: int, below: float) -> None:
-    """Where they say that q and p are far apart, all of the divergence is in what cancels."""
+def test_nearly_equal_distributions_whose_likely_classes_come_late(
+    classes: int, below: float
+) -> None:
     result = assert_follows_definition(nearly_equal(classes, torch.float32, below))
     assert (result.kl < (1e-5 if below > 1 else 1e-1)).all()
 
 
 @every_depth
-def test_nearly_equal_distributions_whose_first_vectors_mislead_in_float64(below: float) -> None:
-    case = nearly_equal(60, torch.float64, below)
-    result = evaluate(case)
-    # The definition has but 9 digits of such a divergence.
-    losses, grads = exact_distillation(case)
-    assert_accurate(result.loss, losses, "loss")
-    assert_accurate(result.grads["logits"], grads, "gradient")
-
-
-def sure_of_late_classes(
-    rows: int, classes: int, dtype: torch.dtype, spread: float, sureness: float
-) -> Case:
-    """A case of the divergence alone: p and q of a row are largest at the same late class."""
-    sure = torch.linspace(classes // 2, classes - 1, rows).long()
-    moved = {}
-    for name in ("logits", "teacher_logits"):
-        moved[name] = spread * torch.randn(rows, classes, dtype=torch.float64)
-        moved[name][torch.arange(rows), sure] += 0.5 * (sureness + math.log(classes))
-    return distillation_case(
-        rows, classes, dtype, reduction="none", temperature=0.5, ce_weight=0.0, kl_weight=1.0
-    ).with_tensors(**{name: tensor.to(dtype) for name, tensor in moved.items()})
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
-@pytest.mark.parametrize("classes", [60, 250, 2500, OF_PARTS])
-@pytest.mark.parametrize(("spread", "sureness"), [(0.01, 10.0), (0.7, 10.0), (0.15, 5.0)])
-def test_rows_sure_of_a_class_that_comes_late(
-    dtype: torch.dtype, classes: int, spread: float, sureness: float
-) -> None:
-    """What the first vectors say of q and p is coarse beside what is left of them there."""
-    rows = 2 if classes == OF_PARTS else 100
-    case = sure_of_late_classes(rows, classes, dtype, spread, sureness)
-    result, expected = evaluate(case), defined(case)
-    assert_accurate(result.loss, expected.loss, "loss")
-    assert_rows_accurate(result.grads["logits"], expected.grads["logits"], "gradient")
-
-
-def test_rows_sure_of_a_class_that_comes_first() -> None:
-    """There Q and P are 1 and a little, of which a quotient of floats would have lost the most."""
-    logits, teacher = 0.02 * torch.rand(2, 64, 19, dtype=torch.float64)
-    logits[:, 0] += 60
-    teacher[:, 0] += 60
-    case = distillation_case(
-        64, 19, reduction="none", temperature=4.0, ce_weight=0.0, kl_weight=1.0
-    ).with_tensors(logits=logits.float(), teacher_logits=teacher.float())
-    result, expected = evaluate(case), defined(case)
-    assert_accurate(result.loss, expected.loss, "loss")
-    assert_rows_accurate(result.grads["logits"], expected.grads["logits"], "gradient")
-
-
-def test_rows_sure_of_a_class_that_comes_late_in_float64() -> None:
-    case = sure_of_late_classes(12, 60, torch.float64, 0.01, 10.0)
-    result = evaluate(case)
-    losses, grads = exact_distillation(case)
-    assert_accurate(result.loss, losses, "loss")
-    assert_rows_accurate(result.grads["logits"], grads, "gradient")
+def test_nearly_equal_distributions_whose_likely_classes_come_late_in_float64(below: float) -> None:
+    assert_follows_exact(nearly_equal(60, torch.float64, below))
 
 
 @every_dtype
-@every_misleading
-def test_parts_of_a_row(
-    dtype: torch.dtype, mislead: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+@pytest.mark.parametrize("temperature", [0.05, 4.0, 100.0])
+@pytest.mark.parametrize("classes", [3, 130, 2100])
+def test_logits_near_the_largest_number(
+    dtype: torch.dtype, temperature: float, classes: int
 ) -> None:
-    """With two thirds of the classes, whole parts go astray."""
-    case = misled(distillation_case(2, OF_PARTS, dtype, reduction="none"), mislead)
+    """Differences of such logits are beyond what their type holds, and so are quotients by T."""
+    largest = torch.finfo(dtype).max
+    logits = torch.full((2, classes), largest, dtype=dtype)
+    logits[1] *= -1
+    teacher = temperature * torch.rand(2, classes, dtype=torch.float64).to(dtype)
+    logits[0, -1], teacher[0, -1] = -largest, -largest
+    case = distillation_case(
+        2, classes, dtype, temperature=temperature, reduction="none", ce_weight=0.0
+    ).with_tensors(logits=logits, teacher_logits=teacher)
+    q = torch.softmax(teacher.double() / temperature, 1)
+    count = torch.tensor([classes - 1, classes], dtype=torch.float64)
+    kl = torch.xlogy(q, q).sum(1) + count.log()
+    assert_within(evaluate(case).kl, kl, 16 * eps_of(dtype) * (1 + 3 * count.log()), "kl")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_divergence_near_the_largest_number(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    case = distillation_case(3, 3, dtype, temperature=100.0, reduction="none").with_tensors(
+        logits=torch.tensor([[largest, -largest, largest / 2]] * 3).to(dtype),
+        teacher_logits=torch.zeros(3, 3).to(dtype),
+    )
+    z = case["logits"].double() / 100
+    kl = torch.logsumexp(z, 1) - z.mean(1) - math.log(3)
+    assert_accurate(evaluate(case).kl, kl, "kl")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_teacher_without_weight_spoils_nothing(dtype: torch.dtype) -> None:
+    case = distillation_case(3, 40, dtype, reduction="none", ce_weight=1.0, kl_weight=0.0)
+    expected = evaluate(case)
+    for value in (torch.nan, torch.inf, NEVER):
+        teacher = torch.full_like(case["teacher_logits"], value)
+        result = evaluate(case.with_tensors(teacher_logits=teacher))
+        assert torch.equal(result.loss, expected.loss)
+        assert torch.equal(result.grads["logits"], expected.grads["logits"])
+
+
+def test_soft_labels_below_the_smallest_number() -> None:
+    """They matter beside a distance that is near the largest one."""
+    largest = torch.finfo(torch.float32).max
+    log_q = torch.tensor([88.0, 100.0, 106.0])
+    teacher = torch.stack([torch.zeros(3), -0.05 * log_q, torch.full((3,), NEVER)], 1)
+    case = distillation_case(3, 3, reduction="none", temperature=0.05).with_tensors(
+        logits=torch.tensor([[largest, -largest, 0.0]] * 3),
+        teacher_logits=teacher,
+        target=torch.zeros(3, dtype=torch.int64),
+    )
+    q = torch.softmax(teacher.double() / 0.05, 1)[:, 1]
+    # An exponential has the digits of its argument, which is 7 bits long.
+    assert_accurate(evaluate(case).kl, q * (2 * largest / 0.05), "kl", factor=10)
+
+
+def test_many_classes_of_a_thread() -> None:
+    """Roundings of a sum of the same number may all go one way; no row is cut into parts here."""
+    rows, classes = 5, 300_000
+    logits = torch.zeros(rows, classes)
+    # The first vector of each thread, to which its sums are relative.
+    logits[:, :1024] = 1.52
+    assert_follows_definition(
+        distillation_case(rows, classes, reduction="none").with_tensors(
+            logits=logits, teacher_logits=torch.randn(rows, 1).expand(rows, classes)
+        )
+    )
+
+
+@every_dtype
+@every_order
+def test_parts_of_a_row(
+    dtype: torch.dtype, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """Two thirds of the classes are whole parts."""
+    case = arranged(distillation_case(2, OF_PARTS, dtype, reduction="none"), arrange)
     target = torch.tensor([OF_PARTS - 1, OF_PARTS - 8])
     assert_follows_definition(case.with_tensors(target=target))
 
@@ -283,12 +311,7 @@ def test_parts_of_rows_of_which_some_are_ignored() -> None:
     assert_follows_definition(case.with_tensors(target=target))
 
 
-def test_parts_of_statistics() -> None:
-    assert_follows_definition(similarity_case(2, OF_PARTS, torch.bfloat16, reduction="none"))
-
-
 def test_parts_between_which_distributions_hardly_differ() -> None:
-    """A part's share of q is almost its share of p: what parts bring must not cancel."""
     logits = torch.randn(2, OF_PARTS)
     teacher = logits + 1e-3 * torch.randn(2, OF_PARTS)
     case = distillation_case(2, OF_PARTS, reduction="none", temperature=1.0, ce_weight=0.0)
@@ -324,20 +347,6 @@ def test_bits_do_not_depend_on_where_rows_begin(dtype: torch.dtype, classes: int
                 teacher_logits=somewhere_else(case["teacher_logits"], 7 - shift, gap),
             )
             assert_same_bits(evaluate(moved), expected)
-
-
-@pytest.mark.parametrize("stats_dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_bits_do_not_depend_on_where_statistics_begin(stats_dtype: torch.dtype) -> None:
-    case = similarity_case(3, 37, stats_dtype=stats_dtype, reduction="none")
-    expected = evaluate(case)
-    for shift in range(4):
-        moved = case.with_tensors(
-            **{
-                name: somewhere_else(case[name], shift, 3)
-                for name in ("logits", "dots", "sq_norms")
-            }
-        )
-        assert_same_bits(evaluate(moved), expected)
 
 
 @every_dtype
@@ -376,22 +385,6 @@ def test_strides_of_every_tensor(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["logits", "teacher_logits"])
 def test_distillation_of_far_rows_and_classes(name: str, dim: int) -> None:
     case = distillation_case(3, 3, torch.bfloat16, reduction="none")
-    assert_follows_definition(case.with_tensors(**{name: far_apart(case[name], dim)}))
-
-
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("name", ["logits", "dots", "sq_norms"])
-@pytest.mark.parametrize("explained", [None, 3])
-def test_similarity_of_far_rows_and_classes(name: str, dim: int, explained: int | None) -> None:
-    case = similarity_case(
-        3,
-        3,
-        torch.bfloat16,
-        stats_dtype=torch.bfloat16,
-        explained=explained,
-        label_mode="split",
-        reduction="none",
-    )
     assert_follows_definition(case.with_tensors(**{name: far_apart(case[name], dim)}))
 
 

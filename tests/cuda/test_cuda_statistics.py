@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import emulated_backend
 from helpers.cases import (
     introspective_case,
     random_class_index,
@@ -19,10 +20,12 @@ from helpers.cases import (
 )
 from helpers.far import far_apart
 from helpers.oracle import assert_follows_definition
-from helpers.tolerance import assert_accurate
+from helpers.tolerance import assert_accurate, assert_within
 from torch import Tensor
 
 import introkernels as ik
+from introkernels import teachers
+from introkernels.options import Options
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 IGNORED = -100
@@ -274,10 +277,7 @@ def test_far_inputs(dim: int) -> None:
 
 @every_dtype
 @every_center
-@pytest.mark.parametrize("label_mode", ["softmax", "split"])
-def test_the_fused_loss_of_several_blocks_a_row(
-    dtype: torch.dtype, center: bool, label_mode: str
-) -> None:
+def test_the_fused_loss_of_several_blocks_a_row(dtype: torch.dtype, center: bool) -> None:
     """The last block of a row, whichever it is, has the statistics of all of them."""
     for rows, classes, size in ((1, 40, 1500), (3, 100, 24), (2, 1030, 9), (40, 7, 33)):
         assert_follows_definition(
@@ -287,8 +287,43 @@ def test_the_fused_loss_of_several_blocks_a_row(
                 dtype,
                 shape=(size,),
                 center=center,
-                label_mode=label_mode,
                 ignored=rows // 3,
                 reduction="none",
             )
         )
+
+
+@every_dtype
+@pytest.mark.parametrize("similarity", [0, 1])
+@pytest.mark.parametrize("tau", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("explained", [None, 30])
+def test_teacher_logits_of_the_fused_loss(
+    dtype: torch.dtype, similarity: int, tau: float, explained: int | None
+) -> None:
+    """They have the digits of their type, counted from the statistics that they are made of."""
+    rows, classes = 5, 70
+    case = introspective_case(rows, classes, dtype, shape=(33,), explained=explained, ignored=1)
+    options = Options(4.0, 0.5, 0.5, 0.0, IGNORED, 0, tau, similarity)
+    index, target = case.keywords["class_index"], case["target"]
+    operators = getattr(torch.ops, emulated_backend.NAMESPACE)
+    *_, made = operators.introspective_forward(
+        case["logits"],
+        target,
+        case["gradients"],
+        case["inputs"],
+        index,
+        None,
+        options.floats,
+        options.ints,
+    )
+    dots, sq_norms = operators.explanation_stats(
+        case["gradients"], case["inputs"], target, index, False, IGNORED
+    )
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert made.dtype == dots.dtype == wide
+    stats = ik.ExplanationStats(dots.double(), sq_norms.double(), index)
+    expected = teachers.of_stats(stats, target, classes, options)
+    live = target != IGNORED
+    bound = 4 * torch.finfo(wide).eps * (1 / tau + expected[live].abs())
+    assert_within(made[live], expected[live], bound.nan_to_num(posinf=0.0), "teacher logits")
+    assert not made[~live].any()

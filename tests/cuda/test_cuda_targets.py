@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cases import BUILDERS, Case
+from helpers.cases import BUILDERS, Case, introspective_case
 from helpers.oracle import evaluate
 
 import introkernels as ik
 
-# A head looks at the values of a CPU's tensors itself; tests/gpu has its bad targets.
-LOSSES = ("distillation_loss", "similarity_loss", "introspective_loss")
+# The others look at the values of a CPU's tensors themselves; tests/gpu has their bad targets.
+LOSSES = ("distillation_loss", "introspective_loss")
 ROWS, CLASSES, SPOILT = 5, 7, 2
 OTHERS = [row for row in range(ROWS) if row != SPOILT]
 
@@ -47,27 +47,17 @@ def test_unknown_target(backend: str, loss: str, target: int) -> None:
     assert_one_row_is_nan(case, spoilt(case, "target", target))
 
 
-@pytest.mark.parametrize("label_mode", ["softmax", "split"])
 @pytest.mark.parametrize("classes", ["no target", "a class too many"])
-@pytest.mark.parametrize("loss", ["similarity_loss", "introspective_loss"])
-def test_class_index_that_does_not_fit(
-    backend: str, loss: str, classes: str, label_mode: str
-) -> None:
-    case = BUILDERS[loss](ROWS, CLASSES, explained=3, reduction="none", label_mode=label_mode)
-    of_statistics = loss == "similarity_loss"
-    index = (case["stats_index"] if of_statistics else case.keywords["class_index"]).clone()
+def test_class_index_that_does_not_fit(backend: str, classes: str) -> None:
+    case = introspective_case(ROWS, CLASSES, explained=3, reduction="none")
+    index = case.keywords["class_index"].clone()
     target = int(case["target"][SPOILT])
     if classes == "no target":
         index[SPOILT] = torch.tensor([c for c in range(CLASSES) if c != target][:3])
     else:
         others = index[SPOILT] != target
         index[SPOILT, others.nonzero()[0, 0]] = CLASSES
-    wrong = (
-        case.with_tensors(stats_index=index)
-        if of_statistics
-        else case.with_keywords(class_index=index)
-    )
-    assert_one_row_is_nan(case, wrong)
+    assert_one_row_is_nan(case, case.with_keywords(class_index=index))
 
 
 def test_statistics_of_an_unknown_target(backend: str) -> None:

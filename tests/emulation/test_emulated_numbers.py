@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import pytest
@@ -64,14 +63,14 @@ def test_rounded_floats(library, name: str) -> None:
     assert torch.equal(bits, torch.where(source.isnan(), NAN_BITS, expected))
 
 
-FLOAT, UNSIGNED = ctypes.c_float, ctypes.c_uint
+FLOAT, DOUBLE, UNSIGNED = ctypes.c_float, ctypes.c_double, ctypes.c_uint
 
 
 @pytest.mark.parametrize(
     ("name", "result", "arguments", "expected"),
     [
-        ("reciprocal_root", FLOAT, (FLOAT(4),), 0.5),
-        ("reciprocal_root", FLOAT, (FLOAT(0),), math.inf),
+        ("product", FLOAT, (FLOAT(1 + 2**-23), FLOAT(1 + 2**-23)), 1 + 2**-22),
+        ("product_of_doubles", DOUBLE, (DOUBLE(1 + 2**-52), DOUBLE(1 + 2**-52)), 1 + 2**-51),
         ("of_bits", FLOAT, (UNSIGNED(0xC0000000),), -2.0),
     ],
 )

@@ -12,12 +12,12 @@ ENVIRONMENT_VARIABLE = "INTROKERNELS_TEST_BACKENDS"
 DEVICE_VARIABLE = "INTROKERNELS_TEST_DEVICE"
 DEVICES = ("cpu", "cuda")
 
-# Every backend that serves tensors on the CPU, the definition first.
-KNOWN = ("reference", "cpu", "cuda", "triton")
+# Every backend that serves tensors on the CPU.
+KNOWN = ("reference", "composite", "cpu", "cuda", "triton")
 # CUDA does so under an emulation and Triton in its interpreter, which take long: processes of their
 # own ask for them by name.
-DEFAULT = ("reference", "cpu")
-ON_A_GPU = ("reference", "cuda", "triton")
+DEFAULT = ("reference", "composite", "cpu")
+ON_A_GPU = ("reference", "composite", "cuda", "triton")
 
 
 def device() -> str:
@@ -43,7 +43,7 @@ def under_test() -> list[str]:
         from helpers import emulated_backend
 
         emulated_backend.serve()
-    status = {"reference": "loaded", **ik.backends.status()}
+    status = {"reference": "loaded", "composite": "loaded", **ik.backends.status()}
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     on_gpu = device() == "cuda"
     known = ON_A_GPU if on_gpu else KNOWN
@@ -82,6 +82,7 @@ def namespace(backend: str) -> str:
         return "introkernels_emulated"
     return {
         "reference": "introkernels_reference",
+        "composite": "introkernels_composite",
         "triton": "introkernels_triton",
     }.get(backend, "introkernels")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from helpers import emulation
-from introkernels.ops import loader, reference_kernels, schema, select
+from introkernels.ops import composite, loader, schema, select
 from introkernels.ops.head.operators import register_head
 
 NAMESPACE = "introkernels_emulated"
@@ -30,7 +30,7 @@ def serve() -> None:
     Raises:
         RuntimeError: its sources do not compile.
     """
-    operators = schema.define(NAMESPACE, reference_kernels)
+    operators = schema.define(NAMESPACE, composite)
     library = os.environ.get(LIBRARY_VARIABLE)
     torch.ops.load_library(library or emulation.build("cuda", sources(), torch_library=True))
     register_head(NAMESPACE, "CPU")

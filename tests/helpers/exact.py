@@ -69,29 +69,22 @@ def soft_labels(
     similarity: str = "cosine",
     label_mode: str = "softmax",
     non_target_mass: float = 0.1,
-    exists: Sequence[bool] | None = None,
 ) -> list[Number]:
     """``q`` over the classes of ``dots``, of which ``target`` is a position."""
-    exists = exists or [True] * len(dots)
     teacher = []
     for c, (dot, sq_norm) in enumerate(zip(dots, sq_norms, strict=True)):
         square = Number(sq_norms[target])
         scale = mpmath.sqrt(Number(sq_norm) * square) if similarity == "cosine" else square
         s = min(max(Number(dot) / scale, Number(-1)), Number(1)) if scale else Number(0)
         s = Number(1) if c == target else s
-        t = s / Number(similarity_temperature) / Number(temperature)
-        teacher.append(t if exists[c] else -mpmath.inf)
+        teacher.append(s / Number(similarity_temperature) / Number(temperature))
     if label_mode == "softmax":
         return softmax(teacher)
     others = [-mpmath.inf if c == target else t for c, t in enumerate(teacher)]
-    mass = Number(non_target_mass)
-    if not exists[target]:
-        mass = Number(1)
-    elif max(others) == -mpmath.inf:
-        mass = Number(0)
+    # A class without others has all of the mass.
+    mass = Number(non_target_mass) if len(dots) > 1 else Number(0)
     q = [mass * share for share in softmax(others)]
-    if exists[target]:
-        q[target] = 1 - mass
+    q[target] = 1 - mass
     return q
 
 

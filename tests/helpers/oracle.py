@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import introkernels as ik
 from helpers import exact
+from helpers.bounds import Bounds, bounds_of
 from helpers.cases import Case, call_arguments
-from helpers.tolerance import assert_accurate, computed_precision
+from helpers.tolerance import assert_within
 
 
 @dataclass(frozen=True)
@@ -68,80 +68,22 @@ def exact_distillation(case: Case) -> tuple[Tensor, Tensor]:
     return losses, torch.tensor([row.grad for row in rows], dtype=torch.float64)
 
 
-def assert_outcomes_agree(
-    actual: Outcome,
-    reference: Outcome,
-    *,
-    factor: float = 1.0,
-    kl_slack: float = 0.0,
-    grad_slack: dict[str, float] | None = None,
-) -> None:
-    """Hold loss, terms and gradients against those of the oracle.
-
-    ``kl_slack`` is an absolute error granted to the divergence alone, ``grad_slack`` one granted to
-    the gradients that it names.
-    """
-    assert_accurate(actual.loss, reference.loss, "loss", factor=factor)
-    assert_accurate(actual.ce, reference.ce, "ce", factor=factor)
-    assert_accurate(actual.kl, reference.kl, "kl", factor=factor, slack=kl_slack)
+def assert_outcomes_agree(actual: Outcome, reference: Outcome, bounds: Bounds) -> None:
+    """Hold loss, terms and gradients against those of the oracle, number by number."""
+    assert_within(actual.loss, reference.loss, bounds.loss, "loss")
+    assert_within(actual.ce, reference.ce, bounds.ce, "ce")
+    assert_within(actual.kl, reference.kl, bounds.kl, "kl")
     assert actual.grads.keys() == reference.grads.keys()
     for name, grad in actual.grads.items():
-        slack = (grad_slack or {}).get(name, 0.0)
         what = f"gradient of {name}"
-        assert_accurate(grad, reference.grads[name], what, factor=factor, slack=slack)
+        assert_within(grad, reference.grads[name], bounds.grads[name], what)
 
 
-def slack_of_kl(case: Case, kl: Tensor) -> float:
-    """What the divergence may be off by where logits or similarities are computed inside.
-
-    Computing them in float32 leaves an absolute error ``e`` in ``log p`` and ``log q``, and hence
-    ``e * |p - q|_1 <= e * sqrt(2 * KL)`` (Pinsker) in the divergence: more than a fixed part of it
-    where p happens to be close to q.
-    """
-    if case.function in ("distillation_loss", "similarity_loss"):
-        return 0.0
-    rows = case.rows if case.keywords.get("reduction", "mean") == "sum" else 1
-    spread = (2 * rows * torch.where(kl.isfinite(), kl, 0)).sqrt()
-    dtype = case[case.differentiable[0]].dtype
-    return computed_precision(dtype) * float(spread.norm())
-
-
-def slack_of_sums(case: Case, grad_loss: Tensor | None) -> dict[str, float]:
-    """What a head's gradients may be off by where the rows of a batch cancel in their sum.
-
-    The gradients of weight and bias add up rows whose errors are relative to the rows, not to what
-    their cancellation leaves.
-    """
-    head = case.upcast()
-    features = head["features"].reshape(case.rows, head["weight"].shape[1])
-    keywords = {name: value for name, value in head.keywords.items() if name != "class_weight"}
-    spelt_out = Case(
-        "introspective_loss",
-        {
-            "logits": F.linear(features, head["weight"], head.tensors["bias"]),
-            "target": head["target"].reshape(-1),
-            "gradients": head["weight"].expand(case.rows, -1, -1),
-            "inputs": features,
-        },
-        {**keywords, "weight": head.keywords["class_weight"]},
-    )
-    rows = None if grad_loss is None else grad_loss.reshape(-1)
-    sizes = defined(spelt_out, rows).grads["logits"].norm(dim=1)
-    precision = computed_precision(case["features"].dtype)
-    return {
-        "weight": precision * float((sizes * features.norm(dim=1)).sum()),
-        "bias": precision * float(sizes.sum()),
-    }
-
-
-def assert_follows_definition(
-    case: Case, *, factor: float = 1.0, rows_may_cancel: bool = False
-) -> Outcome:
+def assert_follows_definition(case: Case) -> Outcome:
     """Evaluate the case and fail unless it agrees with the definition in value and dtype.
 
     With ``reduction="none"`` the incoming gradient is random, so that a gradient which mixes up the
-    rows or their factors shows. ``rows_may_cancel`` is for heads with numbers that nobody chose:
-    their gradients are held to :func:`slack_of_sums`. Returns what the backend gave.
+    rows or their factors shows. Returns what the backend gave.
     """
     grad_loss = None
     if case.keywords.get("reduction") == "none":
@@ -153,12 +95,5 @@ def assert_follows_definition(
         assert grad.dtype == case[name].dtype
     # The oracle has to see the very incoming gradient that the backend saw.
     seen = None if grad_loss is None else grad_loss.to(wide).double()
-    reference = defined(case, seen)
-    assert_outcomes_agree(
-        actual,
-        reference,
-        factor=factor,
-        kl_slack=slack_of_kl(case, reference.kl),
-        grad_slack=slack_of_sums(case, seen) if rows_may_cancel else None,
-    )
+    assert_outcomes_agree(actual, defined(case, seen), bounds_of(case, seen))
     return actual

@@ -81,6 +81,38 @@ def assert_accurate(
     )
 
 
+def assert_within(actual: Tensor, reference: Tensor, bound: Tensor, what: str) -> None:
+    """Fail unless every number is within its ``bound``, and one rounding, of the ``reference``.
+
+    Infinities and NaNs have to stand where the reference has them. The rounding is that to the
+    dtype of ``actual``, half a unit in the last place.
+    """
+    assert actual.shape == reference.shape, (
+        f"{what}: shape {list(actual.shape)}, oracle {list(reference.shape)}"
+    )
+    actual, reference, dtype = actual.double(), reference.double(), actual.dtype
+    finite = reference.isfinite()
+    same = (actual == reference) | (actual.isnan() & reference.isnan())
+    info = torch.finfo(dtype)
+    rounding = torch.clamp(
+        reference.abs() * (info.eps / 2), min=info.smallest_normal * info.eps / 2
+    )
+    rounding = torch.where(reference == 0, 0, rounding) if dtype in _HALF_TYPES else 0
+    error = torch.where(same, 0, (actual - reference).abs())
+    share = error / (bound + rounding)
+    wrong = torch.where(finite, ~(error <= bound + rounding), ~same)
+    if wrong.any():
+        worst = torch.where(wrong, share.nan_to_num(float("inf")), -1).argmax()
+        got, expected, allowed = (
+            float(values.expand_as(wrong).reshape(-1)[worst])
+            for values in (actual, reference, bound + rounding)
+        )
+        raise AssertionError(
+            f"{what} in {dtype}: {int(wrong.sum())} of {wrong.numel()} numbers are off; the "
+            f"worst, number {int(worst)}, is {got!r} where {expected!r} ± {allowed:.3e} is right"
+        )
+
+
 def assert_rows_accurate(actual: Tensor, reference: Tensor, what: str = "result") -> None:
     """Hold every row to the accuracy that `assert_accurate` asks of the whole."""
     assert actual.shape == reference.shape

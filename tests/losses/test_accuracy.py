@@ -94,6 +94,26 @@ def test_one_large_row(backend: str, dtype: torch.dtype) -> None:
 
 
 @every_dtype
+def test_parts_of_a_row_may_lie_far_apart(backend: str, dtype: torch.dtype) -> None:
+    # Parts of a row are summed up relative to the largest logits of each. These rise or fall from
+    # part to part, and there are parts without a class or without a soft label.
+    classes = sized(20_001, 4_501)
+    case = distillation_case(
+        4, classes, dtype, class_weights=True, label_smoothing=0.1, reduction="none"
+    )
+    rise = torch.linspace(0, 90, classes)
+    offsets = torch.stack([rise, rise.flip(0), rise.flip(0), torch.zeros(classes)])
+    logits = case["logits"] + offsets.to(dtype)
+    teacher = case["teacher_logits"] + offsets[[0, 1, 0, 3]].to(dtype)
+    logits[3, : classes // 3] = -torch.inf
+    teacher[3, 2 * classes // 3 :] = -torch.inf
+    target = torch.tensor([classes - 1, 0, classes // 2, classes - 2])
+    assert_follows_definition(
+        case.with_tensors(logits=logits, teacher_logits=teacher, target=target)
+    )
+
+
+@every_dtype
 def test_many_rows_of_a_head(backend: str, dtype: torch.dtype) -> None:
     # More rows than a chunk of a head holds.
     assert_follows_definition(linear_case(700, 33, dtype, width=15, ignored=50))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import backends
 from helpers.backends import sized
+from helpers.bounds import bounds_of
 from helpers.cases import BUILDERS, Case, introspective_case, linear_case
 from helpers.oracle import assert_outcomes_agree, defined, evaluate
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def test_float32_head_is_not_rounded_to_half(backend: str) -> None:
         rounded = torch.nn.functional.linear(case["features"], case["weight"], case["bias"])
         outcome = evaluate(case)
     assert rounded.dtype == HALF
-    assert_outcomes_agree(outcome, defined(case))
+    assert_outcomes_agree(outcome, defined(case), bounds_of(case, None))
 
 
 def mixtures() -> dict[str, Callable[[], Case]]:
@@ -93,7 +94,7 @@ def test_mixtures_follow_the_definition(backend: str, name: str) -> None:
     assert outcome.loss.dtype == torch.float32
     for leaf, grad in outcome.grads.items():
         assert grad.dtype == case[leaf].dtype
-    assert_outcomes_agree(outcome, defined(case))
+    assert_outcomes_agree(outcome, defined(case), bounds_of(case, None))
 
 
 class Classifier(nn.Module):

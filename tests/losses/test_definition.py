@@ -55,12 +55,12 @@ def exact_rows(case: Case) -> list[exact.Row]:
                 case["sq_norms"][b].tolist(),
                 classes.index(target),
                 temperature=temperature,
-                exists=[exists[c] for c in classes],
                 **label_keywords,
             )
             q = [exact.Number(0)] * len(logits)
             for c, share in zip(classes, on_explained, strict=True):
-                q[c] = share
+                q[c] = share if exists[c] else exact.Number(0)
+            q = [share / sum(q) for share in q]
         rows.append(
             exact.row(
                 logits,

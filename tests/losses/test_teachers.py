@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from helpers.cases import Case, similarity_case
+from helpers.tolerance import assert_within
 from torch import Tensor
 
 import introkernels as ik
@@ -38,9 +39,7 @@ def test_follows_the_definition(
         expected = ik.reference.teacher_logits(stats_of(case.upcast()), case["target"], **keywords)
         assert actual.dtype == dtype
         eps = torch.finfo(dtype).eps / 2
-        error = (actual.double() - expected).abs()
-        # Of what similarities, and a product with T of a logarithm, may err by.
-        assert (error <= 8 * eps * (1 / tau + expected.abs())).all()
+        assert_within(actual, expected, 8 * eps * (1 / tau + expected.abs()), "teacher logits")
 
 
 @every_label

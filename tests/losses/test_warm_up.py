@@ -29,21 +29,19 @@ class Kernel:
 FORWARD, BACKWARD = Kernel("forward"), Kernel("backward")
 
 
-def distillation_forward(logits: Tensor, teacher: Tensor, target: Tensor, *options: Any) -> Any:
+def row_loss_forward(logits: Tensor, teacher: Tensor, target: Tensor, *options: Any) -> Any:
     rows, classes = logits.shape
     launch(FORWARD, (rows,), logits, logits.stride(), classes, None, 0.5, BLOCK=64)
-    return schema.FAKES["distillation_forward"](logits, teacher, target, *options)
+    return schema.FAKES["row_loss_forward"](logits, teacher, target, *options)
 
 
-def distillation_backward(grad_loss: Tensor, logits: Tensor, *others: Any) -> Tensor:
+def row_loss_backward(grad_loss: Tensor, logits: Tensor, *others: Any) -> Tensor:
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
     launch(BACKWARD, (len(logits),), logits, stride, BLOCK=64)
     return torch.empty_like(logits)
 
 
-KERNELS = SimpleNamespace(
-    distillation_forward=distillation_forward, distillation_backward=distillation_backward
-)
+KERNELS = SimpleNamespace(row_loss_forward=row_loss_forward, row_loss_backward=row_loss_backward)
 
 
 @pytest.fixture

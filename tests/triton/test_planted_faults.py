@@ -41,8 +41,8 @@ ACCURACY = "losses/test_accuracy.py::"
 DETERMINISM = "losses/test_determinism.py::test_results_do_not_depend_on_uninitialised_memory"
 EXTREMES = "losses/test_extremes.py::"
 LAYOUTS = "losses/test_layouts.py::"
+LOSSES = "triton/test_triton_losses.py::"
 MASKED = "losses/test_masked.py::"
-METAMORPHIC = "losses/test_metamorphic.py::"
 STATISTICS = "triton/test_triton_statistics.py::"
 UNCHECKED = "triton/test_triton_offsets.py::"
 
@@ -50,30 +50,60 @@ FAULTS = (
     Fault(
         "the largest logit is not taken away",
         "rows.py",
-        "shifted = z - z_top[:, None]",
-        "shifted = z",
+        "of_z, of_t = z - z_top[:, None], t - t_top[:, None]",
+        "of_z, of_t = z, t - t_top[:, None]",
         f"{EXTREMES}test_uniform_distributions[triton-distillation_loss-torch.float32]",
+    ),
+    Fault(
+        "distances overflow",
+        "rows.py",
+        "UNIT = tl.constexpr(2.0**-20)",
+        "UNIT = tl.constexpr(1.0)",
+        f"{LOSSES}test_distances_beyond_the_range_of_float32[torch.float32]",
     ),
     Fault(
         "the sum of earlier tiles stays relative to their own largest logit",
         "rows.py",
-        "others = others * tl.exp2((z_max - z_top) * (4 * LOG2_E))",
-        "others = others * 1",
+        "sum_1 *= tl.exp2(z_step * base_2)",
+        "sum_1 *= 1",
         f"{ACCURACY}test_one_large_row[triton-torch.float32]",
     ),
     Fault(
-        "a tile's share of the divergence is not carried to the next one's norms",
+        "the teacher's sum of earlier tiles stays relative to their own largest logit",
         "rows.py",
-        "divergence = share_q * divergence + part + excess * difference",
-        "divergence = share_q * divergence + excess * difference",
+        "    teacher_sum *= teacher_scale",
+        "    teacher_sum *= 1",
+        f"{LOSSES}test_maxima_of_later_tiles[1.0-torch.float32]",
+    ),
+    Fault(
+        "the divergence of earlier tiles stays relative to their own largest logits",
+        "rows.py",
+        "cross += tl.where(teacher_sum == 0, 0, teacher_sum * (t_step - z_step))",
+        "cross += 0",
         f"{ACCURACY}test_one_large_row[triton-torch.float32]",
     ),
     Fault(
-        "the error of the shift is not taken back from the divergence",
+        "weighted logits of earlier tiles stay relative to their own largest logit",
         "rows.py",
-        "kl = divergence / (1 + excess) + correction",
-        "kl = divergence",
-        f"{EXTREMES}test_divergence_of_nearly_equal_distributions[triton-0.0-4.0-1e-06-torch.float32]",
+        "weighted_logits += tl.where(weight_sum == 0, 0, weight_sum * z_step)",
+        "weighted_logits += 0",
+        f"{LOSSES}test_tiles_without_classes_or_labels[torch.float32]",
+    ),
+    Fault(
+        "a class that doesn't exist keeps its soft label",
+        "rows.py",
+        "t = tl.where(exists, t, NEVER) * UNIT",
+        "t = t * UNIT",
+        f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
+        "[triton-none-torch.float32-distillation_loss]",
+    ),
+    Fault(
+        "a class without a soft label makes the divergence NaN",
+        "rows.py",
+        "tl.where(teacher_exp == 0, 0, teacher_exp * (of_t - of_z))",
+        "teacher_exp * (of_t - of_z)",
+        f"{MASKED}TestTeacherWithoutLabels::test_minus_infinity_is_no_soft_label"
+        "[triton-torch.float32]",
     ),
     Fault(
         "label smoothing counts classes that don't exist",
@@ -82,21 +112,6 @@ FAULTS = (
         "tl.where(exists, 1.0, 1.0)",
         f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
         "[triton-none-torch.float32-distillation_loss]",
-    ),
-    Fault(
-        "a class that doesn't exist gets a gradient",
-        "rows.py",
-        "return tl.where(exists, grad, 0)",
-        "return grad",
-        f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
-        "[triton-none-torch.float32-distillation_loss]",
-    ),
-    Fault(
-        "p - 1 of the target is a difference of two numbers almost equal",
-        "rows.py",
-        "tl.where(is_target, expm1(-nll)[:, None], p)",
-        "(p - tl.where(is_target, 1, 0))",
-        f"{EXTREMES}test_cross_entropy_of_a_nearly_sure_row[triton-1.0-1e-09-torch.float32]",
     ),
     Fault(
         "the infinity of a target that doesn't exist meets a weight of zero",
@@ -108,129 +123,74 @@ FAULTS = (
     ),
     Fault(
         "the stride of columns is ignored",
-        "teachers.py",
-        "columns.to(tl.int64) * strides[1]",
-        "columns.to(tl.int64)",
+        "rows.py",
+        "columns[None, :].to(tl.int64) * stride",
+        "columns[None, :].to(tl.int64)",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-every_third]",
     ),
     Fault(
         "the stride of rows is that of columns",
-        "teachers.py",
-        "(rows * strides[0])[:, None]",
-        "(rows * strides[1])[:, None]",
+        "rows.py",
+        "(rows * row_stride)[:, None]",
+        "(rows * stride)[:, None]",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-offset_rows]",
     ),
     Fault(
         "offsets of columns in 32 bits",
-        "teachers.py",
-        "columns.to(tl.int64) * strides[1]",
-        "columns.to(tl.int32) * strides[1]",
+        "rows.py",
+        "columns[None, :].to(tl.int64) * stride",
+        "columns[None, :].to(tl.int32) * stride",
         f"{UNCHECKED}test_distillation_of_far_rows_and_classes[logits-1]",
     ),
     Fault(
-        "the target's own teacher logit is computed",
-        "teachers.py",
-        "t = tl.where(is_target, of_target[:, None], t + shift[:, None]).to(dtype)",
-        "t = (t + shift[:, None]).to(dtype)",
-        f"{EXTREMES}TestDegenerateExplanations::"
-        "test_no_explanation_is_like_the_target_and_the_target_is_like_itself"
-        "[triton-torch.float32-cosine-softmax]",
-    ),
-    Fault(
-        "split labels are not shifted",
-        "teachers.py",
-        "t = tl.where(is_target, of_target[:, None], t + shift[:, None]).to(dtype)",
-        "t = tl.where(is_target, of_target[:, None], t).to(dtype)",
-        f"{ACCURACY}test_non_target_mass[triton-similarity_loss-0.5]",
-    ),
-    Fault(
-        "split labels give masked classes a share",
-        "teachers.py",
-        "is_other = mask & (z != NEVER) & (c != target[:, None])",
-        "is_other = mask & (c != target[:, None])",
-        f"{MASKED}TestMaskedClasses::test_labels_live_on_the_other_classes"
-        "[triton-cosine-split-similarity_loss]",
-    ),
-    Fault(
-        "similarities are not clamped",
-        "teachers.py",
-        "s = tl.where(s > 1, 1, s)",
-        "s = tl.where(s > 1, s, s)",
-        f"{EXTREMES}TestDegenerateExplanations::test_similarities_beyond_one_are_clamped"
-        "[triton-cosine]",
-    ),
-    Fault(
-        "explanations of no length are like nothing",
-        "teachers.py",
-        "s = tl.where(is_zero, 0, s)",
-        "s = tl.where(is_zero, s, s)",
-        f"{EXTREMES}TestDegenerateExplanations::test_statistics_of_no_length"
-        "[triton-torch.float32-cosine]",
-    ),
-    Fault(
-        "a norm that overflowed passes for a right angle",
-        "teachers.py",
-        's = tl.where(is_unknown, float("nan"), s)',
-        "s = tl.where(is_unknown, 0, s)",
-        "losses/test_scales.py::"
-        "test_a_norm_that_overflowed_gives_nan_rather_than_a_wrong_similarity[triton]",
-    ),
-    Fault(
-        "the place among the explained classes is taken for the class",
-        "teachers.py",
-        "tl.store(start + c, t.to(dtype), mask=mask)",
-        "tl.store(start + k[None, :], t.to(dtype), mask=mask)",
-        f"{ACCURACY}test_class_index[triton-softmax-cosine-False-torch.float32]",
-    ),
-    Fault(
-        "classes that nobody explained are not written",
-        "teachers.py",
-        "tl.store(start + c[None, :], tl.full((R, N), NEVER, dtype), mask=mask)",
-        "tl.store(start + c[None, :], tl.full((R, N), NEVER, dtype), mask=mask & (c < 0))",
-        f"{DETERMINISM}[triton-similarity]",
-    ),
-    Fault(
-        "the target need not be explained",
-        "teachers.py",
-        "live = live & (found > 0) & (outside == 0)",
-        "live = live & (outside == 0)",
-        f"{UNCHECKED}test_explained_classes_that_do_not_fit_spoil_their_row_alone"
-        "[target missing-similarity_loss]",
+        "class weights are taken to be contiguous",
+        "rows.py",
+        "weight + columns.to(tl.int64) * weight_stride",
+        "weight + columns.to(tl.int64)",
+        f"{LAYOUTS}test_strides_of_each_tensor[triton-distillation-every_third]",
     ),
     Fault(
         "a tile reads beyond the last class",
-        "losses.py",
-        "mask = known[:, None] & (columns < num_classes)[None, :]",
-        "mask = known[:, None] & (columns >= 0)[None, :]",
+        "rows.py",
+        "inside = columns < num_classes",
+        "inside = columns >= 0",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-offset_rows]",
     ),
     Fault(
         "a number that the backward needs is not kept",
-        "losses.py",
+        "rows.py",
         "for i in tl.static_range(ROW_STATE):",
         "for i in tl.static_range(1, ROW_STATE):",
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(
+        "a target that is no class costs nothing",
+        "rows.py",
+        'ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))',
+        "ce = tl.where(live & ~unknown, ce, 0)",
+        f"{UNCHECKED}test_target_that_is_no_class_spoils_its_row_alone[False-distillation_loss]",
+    ),
+    Fault(
+        "a class that doesn't exist gets a gradient",
+        "losses.py",
+        "grad = tl.where(z == NEVER, 0, grad)",
+        "grad = tl.where(z == NEVER, grad, grad)",
+        f"{MASKED}TestMaskedClasses::test_row_without_its_masked_classes"
+        "[triton-none-torch.float32-distillation_loss]",
+    ),
+    Fault(
         "the gradient of ignored rows is not written",
         "losses.py",
-        "tl.store(grad_logits + offsets, grad, mask=(rows < num_rows)[:, None] & inside)",
-        "tl.store(grad_logits + offsets, grad, mask=mask)",
+        "grad, mask=(rows < num_rows)[:, None] & inside[None, :])",
+        "grad, mask=mask)",
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(
         "the gradient of a mean is that of a sum",
         "losses.py",
-        "ce_scale /= tl.load(totals)",
+        "ce_scale /= tl.load(totals).to(dtype)",
         "ce_scale /= 1",
         f"{ACCURACY}test_row_counts[triton-8-distillation_loss]",
-    ),
-    Fault(
-        "class weights are taken to be contiguous",
-        "losses.py",
-        "weight + columns.to(tl.int64) * weight_stride",
-        "weight + columns.to(tl.int64)",
-        f"{LAYOUTS}test_strides_of_each_tensor[triton-distillation-every_third]",
     ),
     Fault(
         "the incoming gradient is taken to be contiguous",
@@ -240,11 +200,65 @@ FAULTS = (
         f"{LAYOUTS}test_incoming_gradient_of_any_layout[triton-distillation_loss]",
     ),
     Fault(
-        "a target that is no class costs nothing",
-        "losses.py",
-        'ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))',
-        "ce = tl.where(live & ~unknown, ce, 0)",
-        f"{UNCHECKED}test_target_that_is_no_class_spoils_its_row_alone[False-distillation_loss]",
+        "the target's own teacher logit is computed",
+        "introspective.py",
+        "t = tl.where(c == y, 0, t).to(dtype)",
+        "t = t.to(dtype)",
+        f"{EXTREMES}TestDegenerateExplanations::"
+        "test_no_explanation_is_like_the_target_and_the_target_is_like_itself"
+        "[triton-torch.float32-cosine-softmax]",
+    ),
+    Fault(
+        "the product of two squared norms underflows",
+        "introspective.py",
+        "norm = _root(sq_norms) * _root(sq_norm_target)",
+        "norm = _root(sq_norms * sq_norm_target)",
+        f"{EXTREMES}TestDegenerateExplanations::test_explanations_around_1e_18"
+        "[triton-torch.float32-cosine-softmax]",
+    ),
+    Fault(
+        "similarities are not clamped",
+        "introspective.py",
+        "s = tl.where(s > 1, 1, s)",
+        "s = tl.where(s > 1, s, s)",
+        f"{ACCURACY}test_label_options[triton-projection-softmax-torch.float32-introspective_loss]",
+    ),
+    Fault(
+        "explanations of no length are like nothing",
+        "introspective.py",
+        "s = tl.where(norm == 0, 0, dots / norm)",
+        "s = dots / norm",
+        f"{EXTREMES}TestDegenerateExplanations::test_a_class_or_a_target_without_explanation"
+        "[triton-torch.float32]",
+    ),
+    Fault(
+        "a norm that overflowed passes for a right angle",
+        "introspective.py",
+        's = tl.where(norm == float("inf"), float("nan"), s)',
+        's = tl.where(norm == float("inf"), 0, s)',
+        f"{LOSSES}test_a_norm_that_overflowed_makes_its_row_nan",
+    ),
+    Fault(
+        "the place among the explained classes is taken for the class",
+        "introspective.py",
+        "tl.store(teacher + c, t, mask=",
+        "tl.store(teacher + k, t, mask=",
+        f"{ACCURACY}test_class_index[triton-softmax-cosine-False-torch.float32]",
+    ),
+    Fault(
+        "classes that nobody explained are not written",
+        "introspective.py",
+        "tl.store(teacher + c, unnamed, mask=c < num_classes)",
+        "tl.store(teacher + c, unnamed, mask=c < 0)",
+        f"{DETERMINISM}[triton-introspective-explained]",
+    ),
+    Fault(
+        "explained classes need not exist",
+        "introspective.py",
+        'tl.where(tl.sum(outside, 0) == 0, NEVER, float("nan"))',
+        "tl.where(tl.sum(outside, 0) == 0, NEVER, NEVER)",
+        f"{UNCHECKED}test_explained_classes_that_do_not_fit_spoil_their_row_alone"
+        "[class beyond-introspective_loss]",
     ),
     Fault(
         "the last program but one believes to be the last",
@@ -261,11 +275,11 @@ FAULTS = (
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(
-        "only the first block of rows is added up",
+        "only the first block of programs is added up",
         "reduction.py",
-        "for begin in range(0, num_rows, BLOCK):",
+        "for begin in range(0, num_programs, BLOCK):",
         "for begin in range(0, BLOCK, BLOCK):",
-        f"{UNCHECKED}test_more_rows_than_the_last_program_adds_up_at_once[mean]",
+        f"{UNCHECKED}test_more_programs_than_the_last_one_adds_up_at_once[mean]",
     ),
     Fault(
         "a term that is switched off spoils the loss",
@@ -274,20 +288,6 @@ FAULTS = (
         "of_ce = ce_weight * ce",
         f"{MASKED}TestMaskedTarget::test_costs_infinity_and_keeps_a_finite_gradient"
         "[triton-softmax-torch.float32-distillation_loss]",
-    ),
-    Fault(
-        "exp(x) - 1 cancels near 0",
-        "math.py",
-        "return tl.where(tl.abs(x) < 1, x + exp_rest(x), tl.exp(x) - 1)",
-        "return tl.exp(x) - 1",
-        f"{EXTREMES}test_cross_entropy_of_a_nearly_sure_row[triton-1.0-1e-09-torch.float32]",
-    ),
-    Fault(
-        "what differences of logits lose in rounding is lost",
-        "math.py",
-        "rounded = lost(t, z, difference) - lost(t_max, z_max, difference_of_max)",
-        "rounded = 0.0",
-        f"{EXTREMES}test_teacher_logits_over_the_whole_range[triton-torch.float32]",
     ),
     Fault(
         "the last slice of a row is left out",
@@ -330,6 +330,14 @@ FAULTS = (
         "return offsets + index * strides[0]",
         "return offsets + index * strides[1]",
         f"{LAYOUTS}test_layouts_of_gradients[triton-gaps between rows and columns-False]",
+    ),
+    Fault(
+        "the target need not be explained",
+        "statistics_slice.py",
+        'dot = tl.where(known, dot, float("nan"))',
+        "dot = tl.where(known, dot, 0)",
+        f"{UNCHECKED}test_explained_classes_that_do_not_fit_spoil_their_row_alone"
+        "[target missing-introspective_loss]",
     ),
     Fault(
         "places beyond the last explained class name class 0",

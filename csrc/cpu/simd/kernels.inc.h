@@ -5,21 +5,18 @@
 #include "cpu/simd/numbers.h"
 #include "cpu/simd/product_kernels.h"
 #include "cpu/simd/row_kernels.h"
-#include "cpu/simd/similarity_kernels.h"
 #include "cpu/simd/statistics_kernels.h"
+#include "cpu/simd/teacher_kernels.h"
 
 namespace introkernels::cpu::INTROKERNELS_TARGET {
 
 template <typename T>
 constexpr KernelsOf<T> table_of() {
   KernelsOf<T> table{};
-  table.row_maxima = row_maxima<T>;
   table.row_sums = row_sums<T>;
-  table.row_divergence = row_divergence<T>;
   table.row_backward = row_backward<T>;
-  table.teacher_logits_of_floats = teacher_logits<float, T>;
+  table.teacher_logits = teacher_logits<T, T>;
   table.teacher_logits_of_doubles = teacher_logits<double, T>;
-  table.sum_exp_without = sum_exp_without<T>;
   table.explain[int(Number::kFloat32)] = explain<T, float>;
   table.explain[int(Number::kBFloat16)] = explain<T, BFloat16>;
   table.explain[int(Number::kFloat16)] = explain<T, Float16>;

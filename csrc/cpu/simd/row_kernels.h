@@ -1,6 +1,6 @@
-// A row's loss and gradient in vectors: three passes over a row that the first one brings into the
-// cache. Numbers of a row are T (float, or double for float64 tensors); what is added up over many
-// classes is double.
+// A row's loss and gradient in vectors. Numbers of a row are T (float, or double for float64
+// tensors): a block of classes is read twice, for its maxima and, out of the nearest cache, for its
+// sums; blocks merge in double.
 #pragma once
 
 #include "common/row_loss.h"
@@ -32,27 +32,8 @@ INTROKERNELS_INLINE void for_each_vector(int64_t begin, int64_t end, const Visit
   }
 }
 
-// Adds up vectors of float for a while, then in double: a float sum of many terms would drift.
-template <typename T>
-class Sum {
- public:
-  INTROKERNELS_INLINE void add(const Vec<T>& v) { block_ += v; }
-  INTROKERNELS_INLINE void end_block() {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      total_ += half_in_double<0>(block_) + half_in_double<1>(block_);
-    } else {
-      total_ += block_;
-    }
-    block_ = Vec<T>{};
-  }
-  INTROKERNELS_INLINE double total() const { return sum_of_lanes(total_); }
-
- private:
-  Vec<T> block_{};
-  Double total_{};
-};
-
-constexpr int64_t kBlock = 1024;  // classes that a float sum runs over
+// Classes that a sum in T runs over: a float sum of many more would drift.
+constexpr int64_t kBlock = 1024;
 
 // Whether the target is in the vector of classes from c on.
 template <typename T>
@@ -67,269 +48,160 @@ INTROKERNELS_INLINE Int<T> lane_of(int64_t c, int64_t target) {
   return iota<Index>() == broadcast(Index(target - c));
 }
 
-// log q - log p. The ratio may be tiny against all that it is made of, so floats are not enough:
-// its parts are added up in double, or in two floats each where the target multiplies and adds in
-// one rounding, which is quicker than to turn floats into doubles and back.
-class LogRatio {
+// Distances of a row's logits from their maxima, and exponentials of them.
+template <typename T>
+class Distances {
  public:
-  INTROKERNELS_INLINE LogRatio(const RowState& row, double temperature)
-      : max_(broadcast(row.max)),
-        teacher_max_(broadcast(row.teacher_max)),
-        inverse_temperature_(broadcast(1 / temperature)),
-        shift_(broadcast(row.ratio_shift)),
-        factor_(1 / temperature),
-        constant_((row.max - row.teacher_max) / temperature - row.ratio_shift),
-        least_(abs(constant_.high()) * Float::of(0x1p-25)) {}
+  // Distances are kept as this part of themselves, which is exact, so that none of them overflows,
+  // nor the sum of a block's.
+  static constexpr T kUnit = T(1) / (2 * kBlock);
 
-  INTROKERNELS_INLINE Double operator()(const Double& z, const Double& t) const {
-    return ((t - teacher_max_) - (z - max_)) * inverse_temperature_ - shift_;
+  INTROKERNELS_INLINE Distances(double z_max, double t_max, double temperature)
+      : z_max_(broadcast(reference(z_max))),
+        t_max_(broadcast(reference(t_max))),
+        factor_t_(broadcast(T(1 / (kUnit * temperature)))),
+        power_(temperature == 1 || temperature == 2 || temperature == 4 ? int(temperature) : 0) {}
+
+  INTROKERNELS_INLINE Vec<T> of_logits(const Vec<T>& z) const {
+    return multiply_add(z, broadcast(kUnit), z_max_);
   }
-  INTROKERNELS_INLINE Float operator()(const Float& z, const Float& t) const {
-#if defined(INTROKERNELS_AVX512) || defined(INTROKERNELS_AVX2)
-    const Float difference = t - z;
-    // What rounding took from the difference (Knuth's TwoSum).
-    const Float subtracted = t - difference;
-    const Float rest = (t - (difference + subtracted)) + (subtracted - z);
-    const Float low = multiply_add(rest, factor_.high(),
-                                   multiply_add(difference, factor_.low(), constant_.low()));
-    const Float ratio = multiply_add(difference, factor_.high(), constant_.high()) + low;
-    // Two floats err by about 2^-49 of the constant. The doubles, which take off the largest logits
-    // first, are for ratios that are small against it, as where both sides are sure of one class,
-    // and for whatever is infinite or NaN.
-    if (all(abs(ratio) > least_)) return ratio;
-#endif
-    return in_float((*this)(half_in_double<0>(z), half_in_double<0>(t)),
-                    (*this)(half_in_double<1>(z), half_in_double<1>(t)));
+  INTROKERNELS_INLINE Vec<T> of_teacher(const Vec<T>& t) const {
+    return multiply_add(t, broadcast(kUnit), t_max_);
+  }
+  // exp(distance / T)
+  INTROKERNELS_INLINE Vec<T> exp_t(const Vec<T>& distance) const {
+    return exp(distance * factor_t_);
+  }
+  // exp(distance), from exp(distance / T) where T is a small power of two: cheaper than another
+  // exponential. The power multiplies the relative error by T, which bounds how large a T may be.
+  INTROKERNELS_INLINE Vec<T> exp_1(const Vec<T>& distance, const Vec<T>& e_t) const {
+    if (power_ == 0) return exp(distance * broadcast(1 / kUnit));
+    if (power_ == 1) return e_t;
+    const Vec<T> square = e_t * e_t;
+    return power_ == 2 ? square : square * square;
   }
 
  private:
-  // The sum of two floats, the same in all lanes.
-  class TwoFloats {
-   public:
-    INTROKERNELS_INLINE explicit TwoFloats(double value)
-        : high_(float(value)), low_(float(value - double(high_))) {}
-
-    INTROKERNELS_INLINE Float high() const { return broadcast(high_); }
-    INTROKERNELS_INLINE Float low() const { return broadcast(low_); }
-
-   private:
-    float high_;
-    float low_;
-  };
-
-  Double max_;
-  Double teacher_max_;
-  Double inverse_temperature_;
-  Double shift_;
-  TwoFloats factor_;
-  TwoFloats constant_;
-  Float least_;
-};
-
-// Divides by the norms of the two softmaxes at T.
-template <typename T>
-class InverseNorms {
- public:
-  INTROKERNELS_INLINE explicit InverseNorms(const RowState& row)
-      : norm_(broadcast(T(1 / row.norm_t))),
-        // Without any soft label there is no norm to divide by, and nothing to divide.
-        teacher_norm_(broadcast(T(row.teacher_norm_t == 0 ? 1.0 : 1 / row.teacher_norm_t))) {}
-
-  INTROKERNELS_INLINE Vec<T> of_larger(const Vec<T>& log_ratio) const {
-    return select(log_ratio > Vec<T>{}, teacher_norm_, norm_);
+  // Of no class there is no maximum, and any number serves.
+  static INTROKERNELS_INLINE T reference(double max) {
+    return max == -std::numeric_limits<double>::infinity() ? T(0) : T(-max) * kUnit;
   }
 
- private:
-  Vec<T> norm_;
-  Vec<T> teacher_norm_;
+  Vec<T> z_max_;
+  Vec<T> t_max_;
+  Vec<T> factor_t_;
+  int power_;
 };
-
-// exp(x) from exp(x / T), where T is a small power of two: cheaper than another exponential, and
-// x/T is exact. The power multiplies the relative error by T, which bounds how large a T may be.
-template <typename T>
-class PowerOfExp {
- public:
-  INTROKERNELS_INLINE explicit PowerOfExp(double temperature)
-      : exponent_(temperature == 1 || temperature == 2 || temperature == 4 ? int(temperature) : 0) {
-  }
-
-  INTROKERNELS_INLINE bool applies() const { return exponent_ > 0; }
-  INTROKERNELS_INLINE Vec<T> operator()(const Vec<T>& e) const {
-    if (exponent_ == 1) return e;
-    const Vec<T> square = e * e;
-    return exponent_ == 2 ? square : square * square;
-  }
-
- private:
-  int exponent_;
-};
-
-template <typename T>
-Maxima<T> row_maxima(const Row<T>& row) {
-  constexpr T kNever = -std::numeric_limits<T>::infinity();
-  const Vec<T> never = broadcast(kNever);
-  Vec<T> max_logit = never, max_teacher = never;
-  for_each_vector<T>(0, row.num_classes,
-                     [&](int64_t, const auto& read, const auto&) __attribute__((always_inline)) {
-                       const Vec<T> z = read(row.logits, kNever);
-                       const Vec<T> t = read(row.teacher, kNever);
-                       max_logit = max(z, max_logit);
-                       max_teacher = select(z == never, max_teacher, max(t, max_teacher));
-                     });
-  return {max_of_lanes(max_logit), max_of_lanes(max_teacher)};
-}
 
 // kPlain: no class weights and no label smoothing.
 template <typename T, bool kPlain>
-INTROKERNELS_INLINE RowSums sums_of(const Row<T>& row, const Maxima<T>& maxima, double temperature,
-                                    const Exponentials<T>& exps) {
+INTROKERNELS_INLINE RowSums sums_of(const Row<T>& row, double temperature) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
-  const Vec<T> never = broadcast(kNever);
-  const Vec<T> max_logit = broadcast(maxima.logit), max_teacher = broadcast(maxima.teacher);
-  const Vec<T> inverse_temperature = broadcast(T(1 / temperature));
-  const PowerOfExp<T> power(temperature);
-  Sum<T> others, sum_t, teacher_sum_t, num_existing, weight_sum;
-  Double weighted_logits{};
-  Vec<T> at_target{};
-
+  constexpr double kUnit = Distances<T>::kUnit;
+  const Vec<T> never = broadcast(kNever), zero{}, one = broadcast(T(1));
+  RowSums sums = RowSums::none();
   for (int64_t begin = 0; begin < row.num_classes; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, row.num_classes);
+    Vec<T> z_max = never, t_max = never;
+    for_each_vector<T>(begin, end,
+                       [&](int64_t, const auto& read, const auto&) __attribute__((always_inline)) {
+                         const Vec<T> z = read(row.logits, kNever);
+                         const Vec<T> t = read(row.teacher, kNever);
+                         z_max = max(z, z_max);
+                         t_max = select(z == never, t_max, max(t, t_max));
+                       });
+    // Relative to the largest logits so far, so that most blocks leave the sums as they are.
+    RowSums block{};
+    block.z_max = std::max(sums.z_max, double(max_of_lanes(z_max)));
+    block.t_max = std::max(sums.t_max, double(max_of_lanes(t_max)));
+    const Distances<T> distances(block.z_max, block.t_max, temperature);
+    Vec<T> sum{}, sum_t{}, teacher_sum{}, cross{};
+    Vec<T> num_existing{}, weight_sum{}, weighted_logits{};
     for_each_vector<T>(
-        begin, end,
-        [&](int64_t c, const auto& read, const auto& write) __attribute__((always_inline)) {
+        begin, end, [&](int64_t, const auto& read, const auto&) __attribute__((always_inline)) {
           const Vec<T> z = read(row.logits, kNever);
-          const Vec<T> t = select(z == never, never, read(row.teacher, kNever));
-          const Vec<T> shifted = z - max_logit;
-          const Vec<T> e_t = exp(shifted * inverse_temperature);
-          const Vec<T> e = power.applies() ? power(e_t) : exp(shifted);
-          if (holds<T>(c, row.target)) {
-            const Int<T> is_target = lane_of<T>(c, row.target);
-            others.add(select(is_target, Vec<T>{}, e));
-            at_target += select(is_target, e, Vec<T>{});
-          } else {
-            others.add(e);
-          }
-          const Vec<T> teacher_e_t = exp((t - max_teacher) * inverse_temperature);
-          sum_t.add(e_t);
-          teacher_sum_t.add(teacher_e_t);
-          write(exps.logits, e_t);
-          write(exps.teacher, teacher_e_t);
+          const Int<T> is_missing = z == never;
+          const Vec<T> t = select(is_missing, never, read(row.teacher, kNever));
+          const Vec<T> of_z = distances.of_logits(z), of_t = distances.of_teacher(t);
+          const Vec<T> e_t = distances.exp_t(of_z), teacher_e_t = distances.exp_t(of_t);
+          sum += distances.exp_1(of_z, e_t);
+          sum_t += e_t;
+          teacher_sum += teacher_e_t;
+          // 0 times the infinite distance of a class without a soft label would be NaN.
+          cross += select(teacher_e_t == zero, zero, teacher_e_t * (of_t - of_z));
           if constexpr (!kPlain) {
-            const Vec<T> w = row.class_weight ? read(row.class_weight, T(0)) : broadcast(T(1));
-            num_existing.add(select(z == never, Vec<T>{}, broadcast(T(1))));
-            weight_sum.add(select(z == never, Vec<T>{}, w));
-            // A class that does not exist adds w * 0.
-            const Vec<T> existing = select(z == never, max_logit, z);
-            if constexpr (sizeof(T) == sizeof(float)) {
-              const Double max_double = broadcast(double(maxima.logit));
-              weighted_logits += half_in_double<0>(w) * (half_in_double<0>(existing) - max_double) +
-                                 half_in_double<1>(w) * (half_in_double<1>(existing) - max_double);
-            } else {
-              weighted_logits += w * (existing - max_logit);
-            }
+            const Vec<T> w = row.class_weight ? read(row.class_weight, T(0)) : one;
+            num_existing += select(is_missing, zero, one);
+            weight_sum += select(is_missing, zero, w);
+            weighted_logits += select(is_missing, zero, w * of_z);
           }
         });
-    others.end_block();
-    sum_t.end_block();
-    teacher_sum_t.end_block();
-    num_existing.end_block();
-    weight_sum.end_block();
+    block.sum = double(sum_of_lanes(sum));
+    block.sum_t = double(sum_of_lanes(sum_t));
+    block.teacher_sum = double(sum_of_lanes(teacher_sum));
+    block.cross = double(sum_of_lanes(cross)) / (kUnit * temperature);
+    if constexpr (!kPlain) {
+      block.num_existing = double(sum_of_lanes(num_existing));
+      block.weight_sum = double(sum_of_lanes(weight_sum));
+      block.weighted_logits = double(sum_of_lanes(weighted_logits)) / kUnit;
+    }
+    sums = merge(sums, block, temperature);
   }
-  RowSums sums;
-  sums.others = others.total();
-  sums.at_target = double(sum_of_lanes(at_target));
-  sums.sum_t = sum_t.total();
-  sums.teacher_sum_t = teacher_sum_t.total();
-  sums.num_existing = kPlain ? 0.0 : num_existing.total();
-  sums.weight_sum = kPlain ? 0.0 : weight_sum.total();
-  sums.weighted_logits = kPlain ? 0.0 : sum_of_lanes(weighted_logits);
   return sums;
 }
 
 template <typename T>
-RowSums row_sums(const Row<T>& row, const Maxima<T>& maxima, const LossOptions& options,
-                 const Exponentials<T>& exps) {
-  if (row.class_weight == nullptr && options.label_smoothing == 0) {
-    return sums_of<T, true>(row, maxima, options.temperature, exps);
-  }
-  return sums_of<T, false>(row, maxima, options.temperature, exps);
+INTROKERNELS_INLINE bool is_plain(const Row<T>& row, const Options& options) {
+  return row.class_weight == nullptr && options.label_smoothing == 0;
 }
 
 template <typename T>
-DivergenceSums row_divergence(const Row<T>& row, const RowState& state, double temperature,
-                              const Exponentials<T>& exps) {
-  constexpr T kNever = -std::numeric_limits<T>::infinity();
-  const LogRatio log_ratio(state, temperature);
-  const InverseNorms<T> inverse_norms(state);
-  Sum<T> divergence, excess;
-  for (int64_t begin = 0; begin < row.num_classes; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, row.num_classes);
-    for_each_vector<T>(
-        begin, end, [&](int64_t, const auto& read, const auto&) __attribute__((always_inline)) {
-          const Vec<T> z = read(row.logits, kNever);
-          const Vec<T> ratio = log_ratio(read(row.logits, T(0)), read(row.teacher, T(0)));
-          const Vec<T> e =
-              select(ratio > Vec<T>{}, read(exps.teacher, T(0)), read(exps.logits, T(0)));
-          const auto parts =
-              SoftmaxPair<Vec<T>>{ratio, e * inverse_norms.of_larger(ratio)}.divergence();
-          divergence.add(select(z == broadcast(kNever), Vec<T>{}, parts.divergence));
-          excess.add(select(z == broadcast(kNever), Vec<T>{}, parts.excess));
-        });
-    divergence.end_block();
-    excess.end_block();
-  }
-  return {divergence.total(), excess.total()};
+RowSums row_sums(const Row<T>& row, const Options& options) {
+  return is_plain(row, options) ? sums_of<T, true>(row, options.temperature)
+                                : sums_of<T, false>(row, options.temperature);
 }
 
 template <typename T, bool kPlain>
-INTROKERNELS_INLINE void gradient_of(const Row<T>& row, const LossOptions& options,
-                                     const RowState& state, const RowScales& scales, T* grad) {
-  constexpr T kNever = -std::numeric_limits<T>::infinity();
-  const LogRatio log_ratio(state, options.temperature);
-  const InverseNorms<T> inverse_norms(state);
-  const Vec<T> inverse_temperature = broadcast(T(1 / options.temperature));
-  const Vec<T> max_teacher = broadcast(T(state.teacher_max));
-  const Vec<T> kl_scale = broadcast(T(scales.kl));
-  const Vec<T> target_scale = broadcast(T(scales.ce_target));
-  const Vec<T> share = broadcast(T(scales.ce * state.smoothing_share));
-  const Vec<T> weight_sum = broadcast(T(state.weight_sum));
-  const Vec<T> max_logit = broadcast(T(state.max)), inverse_norm = broadcast(T(1 / state.norm));
-  // p_y - 1 from the loss itself: the difference would cancel where p_y is almost 1.
-  const Vec<T> at_target = broadcast(T(std::expm1(-state.nll)));
+INTROKERNELS_INLINE void gradient_of(const Row<T>& row, const Options& options, const RowSums& sums,
+                                     const GradientFactors& factors, T* grad) {
+  const Distances<T> distances(sums.z_max, sums.t_max, options.temperature);
+  const Vec<T> never = broadcast(-std::numeric_limits<T>::infinity());
+  const Vec<T> of_exp = broadcast(T(factors.of_exp)), of_exp_t = broadcast(T(factors.of_exp_t));
+  const Vec<T> of_teacher = broadcast(T(factors.of_teacher));
+  const Vec<T> of_target = broadcast(T(factors.of_target));
+  const Vec<T> of_weight = broadcast(T(factors.of_weight));
   for_each_vector<T>(
       0, row.num_classes,
       [&](int64_t c, const auto& read, const auto& write) __attribute__((always_inline)) {
         // Nothing of what lies past the row's end is written.
         const Vec<T> z = read(row.logits, T(0));
+        const Vec<T> of_z = distances.of_logits(z), e_t = distances.exp_t(of_z);
         Vec<T> sum{};
         if (options.kl_weight > 0) {
-          const Vec<T> t = read(row.teacher, T(0));
-          const Vec<T> ratio = log_ratio(z, t);
-          const Vec<T> scaled =
-              select(ratio > Vec<T>{}, t - max_teacher, z - max_logit) * inverse_temperature;
-          const Vec<T> larger = exp(scaled) * inverse_norms.of_larger(ratio);
-          sum = kl_scale * SoftmaxPair<Vec<T>>{ratio, larger}.difference();
+          const Vec<T> of_t = distances.of_teacher(read(row.teacher, T(0)));
+          sum = of_exp_t * e_t - of_teacher * distances.exp_t(of_t);
         }
         if (options.ce_weight > 0) {
-          const Vec<T> p = exp(z - max_logit) * inverse_norm;
-          sum += target_scale *
-                 (holds<T>(c, row.target) ? select(lane_of<T>(c, row.target), at_target, p) : p);
+          sum = multiply_add(of_exp, distances.exp_1(of_z, e_t), sum);
+          if (holds<T>(c, row.target)) {
+            sum = select(lane_of<T>(c, row.target), sum - of_target, sum);
+          }
           if constexpr (!kPlain) {
-            const Vec<T> w = row.class_weight ? read(row.class_weight, T(0)) : broadcast(T(1));
-            sum += share * (weight_sum * p - w);
+            sum = sum -
+                  of_weight * (row.class_weight ? read(row.class_weight, T(0)) : broadcast(T(1)));
           }
         }
-        write(grad, select(z == broadcast(kNever), Vec<T>{}, sum));
+        write(grad, select(z == never, Vec<T>{}, sum));
       });
 }
 
 template <typename T>
-void row_backward(const Row<T>& row, const LossOptions& options, const RowState& state,
-                  const RowScales& scales, T* grad) {
-  if (row.class_weight == nullptr && options.label_smoothing == 0) {
-    gradient_of<T, true>(row, options, state, scales, grad);
+void row_backward(const Row<T>& row, const Options& options, const RowSums& sums,
+                  const GradientFactors& factors, T* grad) {
+  if (is_plain(row, options)) {
+    gradient_of<T, true>(row, options, sums, factors, grad);
   } else {
-    gradient_of<T, false>(row, options, state, scales, grad);
+    gradient_of<T, false>(row, options, sums, factors, grad);
   }
 }
 

@@ -24,13 +24,6 @@ struct Vec {
       __attribute__((vector_size(INTROKERNELS_REGISTER_BYTES), aligned(1), may_alias));
 
   Part part[kParts];
-
-  static INTROKERNELS_INLINE Vec of(double value) {
-    Vec result;
-#pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) result.part[i] = T(value) - Part{};
-    return result;
-  }
 };
 
 using Float = Vec<float>;
@@ -117,15 +110,7 @@ INTROKERNELS_INLINE void store_first(T* destination, int64_t count, const Vec<T>
 INTROKERNELS_OPERATOR(+)
 INTROKERNELS_OPERATOR(-)
 INTROKERNELS_OPERATOR(*)
-INTROKERNELS_OPERATOR(/)
-INTROKERNELS_OPERATOR(&)
-INTROKERNELS_OPERATOR(|)
 #undef INTROKERNELS_OPERATOR
-
-template <typename T>
-INTROKERNELS_INLINE Vec<T> operator-(const Vec<T>& a) {
-  return from_parts<T>([&](int i) { return -a.part[i]; });
-}
 
 // a * b + c, rounded once where the target can.
 template <typename T>
@@ -173,28 +158,6 @@ INTROKERNELS_INLINE Vec<T> select(const Int<T>& mask, const Vec<T>& yes, const V
   return from_parts<T>([&](int i) { return mask.part[i] ? yes.part[i] : no.part[i]; });
 }
 
-// Whether a comparison held for all lanes.
-template <typename T>
-INTROKERNELS_INLINE bool all(const Vec<T>& mask) {
-#if defined(INTROKERNELS_AVX512)
-  if constexpr (sizeof(T) == sizeof(int32_t)) {
-    return _mm512_movepi32_mask(__m512i(mask.part[0])) == 0xffff;
-  } else {
-    return _mm512_movepi64_mask(__m512i(mask.part[0])) == 0xff;
-  }
-#elif defined(INTROKERNELS_AVX2)
-  return _mm256_movemask_epi8(__m256i(mask.part[0] & mask.part[1])) == -1;
-#else
-  typename Vec<T>::Part both = mask.part[0];
-#pragma GCC unroll 4
-  for (int i = 1; i < kParts; ++i) both = both & mask.part[i];
-  T lanes = T(-1);
-#pragma GCC unroll 16
-  for (int i = 0; i < Vec<T>::kLanesOfPart; ++i) lanes &= both[i];
-  return lanes != 0;
-#endif
-}
-
 // The second where one is NaN.
 template <typename T>
 INTROKERNELS_INLINE Vec<T> max(const Vec<T>& a, const Vec<T>& b) {
@@ -208,44 +171,6 @@ INTROKERNELS_INLINE Vec<T> max(const Vec<T>& a, const Vec<T>& b) {
   });
 #else
   return select(a > b, a, b);
-#endif
-}
-
-// The second where one is NaN.
-template <typename T>
-INTROKERNELS_INLINE Vec<T> min(const Vec<T>& a, const Vec<T>& b) {
-#if defined(INTROKERNELS_AVX512)
-  if constexpr (std::is_same_v<T, float>) return {{_mm512_min_ps(a.part[0], b.part[0])}};
-  if constexpr (std::is_same_v<T, double>) return {{_mm512_min_pd(a.part[0], b.part[0])}};
-#elif defined(INTROKERNELS_AVX2)
-  return from_parts<T>([&](int i) {
-    if constexpr (std::is_same_v<T, float>) return _mm256_min_ps(a.part[i], b.part[i]);
-    if constexpr (std::is_same_v<T, double>) return _mm256_min_pd(a.part[i], b.part[i]);
-  });
-#else
-  return select(a < b, a, b);
-#endif
-}
-
-template <typename T>
-INTROKERNELS_INLINE Vec<T> abs(const Vec<T>& a) {
-  using Bits = typename IntOf<T>::type;
-  using BitsPart = typename Int<T>::Part;
-  return from_parts<T>([&](int i) {
-    return typename Vec<T>::Part(BitsPart(a.part[i]) & std::numeric_limits<Bits>::max());
-  });
-}
-
-template <typename T>
-INTROKERNELS_INLINE Vec<T> sqrt(const Vec<T>& a) {
-#if defined(INTROKERNELS_AVX512)
-  if constexpr (std::is_same_v<T, float>) return {{_mm512_sqrt_ps(a.part[0])}};
-  if constexpr (std::is_same_v<T, double>) return {{_mm512_sqrt_pd(a.part[0])}};
-#else
-  alignas(kVectorBytes) T lanes[Vec<T>::kLanes];
-  store(lanes, a);
-  for (T& lane : lanes) lane = std::sqrt(lane);
-  return load(lanes);
 #endif
 }
 

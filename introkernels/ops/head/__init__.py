@@ -1,4 +1,4 @@
-"""A linear head on a GPU: products of the matrix library and a row loss, a chunk of rows at a time.
+"""A linear head by products of the matrix library and any row loss, a chunk of rows at a time.
 
 Nothing of size ``[B, C]`` exists beyond a chunk.
 """

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from introkernels.ops.options import LabelOptions, LossOptions
 from introkernels.ops.schema import loss_dtype
+from introkernels.options import Options
 
 # What the matrices of a chunk take together: about what an L2 cache holds, so that a kernel finds
 # there what a product wrote.
@@ -20,15 +20,14 @@ TILE_ROWS = 64
 
 
 class HeadCall(NamedTuple):
-    """A head and its loss: ``features [B, D]``, ``weight [C, D]``, ``bias [C]`` or None."""
+    """A head and its loss: ``features [B, D]``, ``weight [C, D]``; ``[C]`` or None the others."""
 
     features: Tensor
     weight: Tensor
     target: Tensor
     bias: Tensor | None
-    center: bool
-    loss: LossOptions
-    labels: LabelOptions
+    class_weight: Tensor | None
+    options: Options
 
 
 class Chunk(NamedTuple):

@@ -25,14 +25,6 @@ from introkernels.ops.head.chunks import Chunk, HeadCall
 from introkernels.ops.schema import loss_dtype
 
 
-class Needs(NamedTuple):
-    """Which gradients are wanted."""
-
-    features: bool
-    weight: bool
-    bias: bool
-
-
 class Weight(NamedTuple):
     """The weight as products take it.
 
@@ -56,24 +48,21 @@ class Rows(NamedTuple):
         live: ``[B]``, the rows that are not ignored.
         target: ``[B]``, classes that can be read: 0 where the row's target is no class.
         target_weight: ``[B]`` float64, the class weight of the target; 0 where it is no class.
+        totals: ``[2]`` float64, see `introkernels.reference.RowTerms`.
         scale: ``[B, 1]``, the power of two that keeps the squares of a row's features in range.
     """
 
     live: Tensor
     target: Tensor
     target_weight: Tensor
+    totals: Tensor
     scale: Tensor
-
-    @property
-    def totals(self) -> Tensor:
-        """The total of the target weights and the number of live rows, ``[2]`` float64."""
-        return torch.stack([reference.total_weight(self.target_weight), self.live.sum().double()])
 
 
 def explain_weight(call: HeadCall) -> Weight:
     """Look at the weight once, and make of it what all chunks share."""
     wide = call.weight.to(loss_dtype(call.features))
-    explained = _without_mean(wide) if call.center else wide
+    explained = _without_mean(wide) if call.options.center else wide
     # Room for a product of the power with a scaled weight, < 2^8, and a square of features, < 2^16.
     scale = scale_of(_largest(_largest(explained)), spare_bits=24)
     return Weight(wide, explained, scale, (explained * scale).square_())
@@ -83,16 +72,17 @@ def survey_rows(call: HeadCall) -> Rows:
     """Look at all targets, and at all features for the largest number of each row."""
     num_classes = call.weight.shape[0]
     dtype = loss_dtype(call.features)
-    live = call.target != call.loss.ignore_index
+    live = call.target != call.options.ignore_index
     known = live & (call.target >= 0) & (call.target < num_classes)
     target = torch.where(known, call.target, 0)
     target_weight = known.double()
-    if call.loss.weight is not None:
+    if call.class_weight is not None:
         # As precise as the row loss takes them, which divides by their sum.
-        weights = call.loss.weight.to(dtype).index_select(0, target)
+        weights = call.class_weight.to(dtype).index_select(0, target)
         target_weight = torch.where(known, weights.double(), 0)
     scale = scale_of(_largest(call.features).to(dtype))
-    return Rows(live, target, target_weight, scale[:, None])
+    totals = reference.totals(live, target_weight)
+    return Rows(live, target, target_weight, totals, scale[:, None])
 
 
 def multiply(call: HeadCall, rows: Rows, weight: Weight, chunk: Chunk, here: slice) -> None:
@@ -161,16 +151,16 @@ class Gradients:
     Those that nobody needs stay empty.
     """
 
-    def __init__(self, call: HeadCall, needs: Needs) -> None:
-        self._needs = needs
+    def __init__(self, call: HeadCall) -> None:
+        self._needs = call.options
         num_classes, width = call.weight.shape
         dtype = loss_dtype(call.features)
 
         def empty_unless(needed: bool, *shape: int) -> Tensor:
             return call.features.new_empty(shape if needed else (0,), dtype=dtype)
 
-        self.features = empty_unless(needs.features, call.features.shape[0], width)
-        self.weight = empty_unless(needs.weight, num_classes, width)
+        self.features = empty_unless(self._needs.need_features, call.features.shape[0], width)
+        self.weight = empty_unless(self._needs.need_weight, num_classes, width)
         if call.features.shape[0] == 0:
             self.weight.zero_()
         # Sums of many rows that may cancel: each class has one number, which may as well be wide.
@@ -178,18 +168,20 @@ class Gradients:
 
     def add(self, weight: Weight, chunk: Chunk, grad_logits: Tensor, here: slice) -> None:
         """Add those of a chunk, whose rows are those of ``here``."""
-        if self._needs.features:
+        if self._needs.need_features:
             torch.mm(grad_logits, weight.wide, out=self.features[here])
-        if self._needs.weight and here.start == 0:
+        if self._needs.need_weight and here.start == 0:
             torch.mm(grad_logits.mT, chunk.features, out=self.weight)
-        elif self._needs.weight:
+        elif self._needs.need_weight:
             self.weight.addmm_(grad_logits.mT, chunk.features)
-        if self._needs.bias:
+        if self._needs.need_bias:
             self._bias += grad_logits.sum(0, dtype=torch.float64)
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients in the dtype of the loss."""
         bias = (
-            self._bias.to(self.features.dtype) if self._needs.bias else self.features.new_empty(0)
+            self._bias.to(self.features.dtype)
+            if self._needs.need_bias
+            else self.features.new_empty(0)
         )
         return self.features, self.weight, bias

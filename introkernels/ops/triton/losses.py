@@ -1,4 +1,4 @@
-"""Launches of the loss kernels: distillation and similarity, forward and backward."""
+"""Launches of the row loss, forward and backward."""
 
 from __future__ import annotations
 
@@ -10,30 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from introkernels.ops.options import LabelOptions, LossOptions
-from introkernels.ops.schema import loss_dtype, row_state_like
+from introkernels.ops.indices import check_indices
+from introkernels.ops.schema import loss_dtype, state_like
 from introkernels.ops.triton.kernels.losses import loss_backward, loss_forward
 from introkernels.ops.triton.launch import launch
-from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES
+from introkernels.options import Options
+from introkernels.types import REDUCTIONS
 
-HALF_TYPES = (torch.bfloat16, torch.float16)
-
-
-# Given teacher logits are at no similarity: kernels don't read these.
-GIVEN = LabelOptions(1.0, 0, 0, 0.0)
-
-
-class Teacher(NamedTuple):
-    """Teacher logits ``[B, C]``, or dots and sq_norms ``[B, K]`` of explained classes."""
-
-    first: Tensor
-    second: Tensor | None = None
-    class_index: Tensor | None = None
-
-
-def compute_dtype(logits: Tensor) -> Any:
-    """What kernels compute in: float64 for float64 logits, else float32."""
-    return tl.float64 if logits.dtype == torch.float64 else tl.float32
+# Programs whose sums the last one adds up at once.
+BLOCK = 1024
 
 
 class Tiles(NamedTuple):
@@ -67,45 +52,13 @@ def tiles(num_classes: int, dtype: Any) -> Tiles:
     return Tiles(rows, classes, max(1, rows * classes // tile_of_warps(1, dtype)))
 
 
-def scratch_of(teacher: Teacher, logits: Tensor) -> Tensor | None:
-    """Where kernels put the teacher logits of explained classes among all ``[B, C]``."""
-    if teacher.class_index is None:
-        return None
-    return logits.new_empty(logits.shape, dtype=loss_dtype(logits))
-
-
-def vector_of(logits: Tensor, teacher: Teacher) -> int:
+def vector_of(logits: Tensor, teacher_logits: Tensor) -> int:
     """The largest power of two, up to 16, that divides the number of classes and rows' strides.
 
     Loads of whole vectors take that the compiler knows where they may begin and end. Triton tells
     it of multiples of 16 by itself; 1000 classes are a multiple of 8.
     """
-    numbers = [logits.shape[1], logits.stride(0)]
-    if teacher.class_index is None:
-        numbers += [teacher.first.stride(0)]
-        numbers += [] if teacher.second is None else [teacher.second.stride(0)]
-    return math.gcd(16, *numbers)
-
-
-def in_vectors(tensor: Tensor, vector: int) -> tuple[int, int]:
-    """The strides of a matrix, that of its rows counted in vectors."""
-    return tensor.stride(0) // vector, tensor.stride(1)
-
-
-def teacher_arguments(teacher: Teacher, logits: Tensor, vector: int) -> tuple[Any, ...]:
-    """A teacher as kernels take it: tensors, their strides and scratch."""
-    first, second, index = teacher
-    vector = vector if index is None else 1
-    strides = in_vectors(first, vector)
-    return (
-        first,
-        strides,
-        second,
-        strides if second is None else in_vectors(second, vector),
-        index,
-        strides if index is None else index.stride(),
-        scratch_of(teacher, logits),
-    )
+    return math.gcd(16, logits.shape[1], logits.stride(0), teacher_logits.stride(0))
 
 
 def weight_arguments(weight: Tensor | None) -> tuple[Any, ...]:
@@ -113,20 +66,12 @@ def weight_arguments(weight: Tensor | None) -> tuple[Any, ...]:
     return weight, 1 if weight is None else weight.stride(0)
 
 
-def variant(
-    logits: Tensor, teacher: Teacher, options: LossOptions, labels: LabelOptions
-) -> dict[str, Any]:
+def variant(logits: Tensor, options: Options) -> dict[str, Any]:
     """What the kernels of a loss are compiled for."""
-    dtype = compute_dtype(logits)
-    exact = not (logits.dtype in HALF_TYPES and teacher.first.dtype in HALF_TYPES)
     return {
         "REDUCTION": options.reduction,
-        "PROJECTION": SIMILARITIES[labels.similarity] == "projection",
-        "SPLIT": LABEL_MODES[labels.label_mode] == "split",
-        "WEIGHTED": options.weight is not None or options.label_smoothing > 0,
-        # Float64 has digits to spare; half types of both sides leave float32 as many.
-        "EXACT": exact and dtype == tl.float32,
-        "dtype": dtype,
+        "SMOOTHED": options.label_smoothing > 0,
+        "dtype": tl.float64 if logits.dtype == torch.float64 else tl.float32,
     }
 
 
@@ -136,117 +81,113 @@ class LossOutputs(NamedTuple):
     loss: Tensor
     ce: Tensor
     kl: Tensor
-    row_state: Tensor
-    totals: Tensor
-    terms: Tensor
+    state: Tensor
+    sums: Tensor
+    counter: Tensor
 
 
-def allocate_outputs(logits: Tensor, reduction: int) -> LossOutputs:
+def allocate_outputs(logits: Tensor, reduction: int, num_programs: int) -> LossOutputs:
     """Outputs and scratch of a forward for the rows of ``logits``."""
-    rows = logits.shape[0]
-    shape = (rows,) if REDUCTIONS[reduction] == "none" else ()
+    shape = (logits.shape[0],) if REDUCTIONS[reduction] == "none" else ()
     dtype = loss_dtype(logits)
     return LossOutputs(
         logits.new_empty(shape, dtype=dtype),
         logits.new_empty(shape, dtype=dtype),
         logits.new_empty(shape, dtype=dtype),
-        row_state_like(logits),
-        logits.new_empty(2, dtype=torch.float64),
-        logits.new_empty((4, rows), dtype=torch.float64),
+        state_like(logits),
+        logits.new_empty((4, num_programs), dtype=torch.float64),
+        logits.new_zeros(1, dtype=torch.int32),
     )
 
 
-# Rows that the last program adds up at once.
-REDUCE = 1024
+def _arguments(
+    logits: Tensor, teacher_logits: Tensor, target: Tensor, weight: Tensor | None, vector: int
+) -> tuple[Any, ...]:
+    """What the kernels of both directions begin with."""
+    return (
+        logits,
+        logits.stride(0) // vector,
+        logits.stride(1),
+        teacher_logits,
+        teacher_logits.stride(0) // vector,
+        teacher_logits.stride(1),
+        target,
+        target.stride(0),
+        *weight_arguments(weight),
+    )
 
 
-def forward(
+def row_loss_forward(
     logits: Tensor,
-    teacher: Teacher,
+    teacher_logits: Tensor,
     target: Tensor,
-    options: LossOptions,
-    labels: LabelOptions = GIVEN,
+    weight: Tensor | None,
+    floats: list[float],
+    ints: list[int],
 ) -> tuple[Tensor, ...]:
-    """Loss, ce, kl, row_state and totals of a loss on a teacher."""
+    options = Options.of(floats, ints)
     num_rows, num_classes = logits.shape
-    vector = vector_of(logits, teacher)
-    outputs = allocate_outputs(logits, options.reduction)
-    constants = variant(logits, teacher, options, labels)
+    check_indices(target, num_classes, options.ignore_index)
+    vector = vector_of(logits, teacher_logits)
+    constants = variant(logits, options)
     tile = tiles(num_classes, constants["dtype"])
     # A launch without programs would leave the sums of no rows unwritten.
     num_programs = max(1, triton.cdiv(num_rows, tile.rows))
+    outputs = allocate_outputs(logits, options.reduction, num_programs)
     launch(
         loss_forward,
         (num_programs,),
-        logits,
-        in_vectors(logits, vector),
-        target,
-        target.stride(0),
-        *teacher_arguments(teacher, logits, vector),
-        *weight_arguments(options.weight),
+        *_arguments(logits, teacher_logits, target, weight, vector),
         *outputs,
-        logits.new_zeros(1, dtype=torch.int32),
         num_rows,
         num_programs,
         num_classes // vector,
-        teacher.first.shape[1],
         options.ignore_index,
         options.temperature,
         options.ce_weight,
         options.kl_weight,
         options.label_smoothing,
-        labels.similarity_temperature,
-        labels.non_target_mass,
         **constants,
         VECTOR=vector,
         R=tile.rows,
         N=tile.classes,
-        REDUCE=REDUCE,
+        BLOCK=BLOCK,
         num_warps=tile.num_warps,
     )
-    return tuple(outputs[:5])
+    return tuple(outputs[:4])
 
 
-def backward(
+def row_loss_backward(
     grad_loss: Tensor,
     logits: Tensor,
-    teacher: Teacher,
+    teacher_logits: Tensor,
     target: Tensor,
-    row_state: Tensor,
-    totals: Tensor,
-    options: LossOptions,
-    labels: LabelOptions = GIVEN,
+    weight: Tensor | None,
+    state: Tensor,
+    floats: list[float],
+    ints: list[int],
 ) -> Tensor:
-    """The gradient ``[B, C]`` of the logits, contiguous."""
+    options = Options.of(floats, ints)
     num_rows, num_classes = logits.shape
-    vector = vector_of(logits, teacher)
+    vector = vector_of(logits, teacher_logits)
     grad_logits = logits.new_empty(logits.shape)
-    constants = variant(logits, teacher, options, labels)
+    constants = variant(logits, options)
     tile = tiles(num_classes, constants["dtype"])
     launch(
         loss_backward,
         (triton.cdiv(num_rows, tile.rows),),
-        logits,
-        in_vectors(logits, vector),
-        target,
-        target.stride(0),
-        *teacher_arguments(teacher, logits, vector),
-        *weight_arguments(options.weight),
-        row_state,
-        totals,
+        *_arguments(logits, teacher_logits, target, weight, vector),
+        state,
         grad_loss,
         grad_loss.stride(0) if grad_loss.dim() else 0,
         grad_logits,
         num_rows,
         num_classes // vector,
-        teacher.first.shape[1],
         options.ignore_index,
         options.temperature,
         options.ce_weight,
         options.kl_weight,
         options.label_smoothing,
-        labels.similarity_temperature,
-        labels.non_target_mass,
         **constants,
         VECTOR=vector,
         R=tile.rows,

@@ -1,15 +1,29 @@
-"""The launch of the explanation statistics."""
+"""Launches of the explanation statistics, and of the loss that begins with them."""
 
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
 from introkernels import checks
+from introkernels.ops.composite import teacher_logits
+from introkernels.ops.indices import check_indices
 from introkernels.ops.schema import loss_dtype
+from introkernels.ops.triton.kernels.introspective import introspective_forward_kernel
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
-from introkernels.ops.triton.launch import launch
+from introkernels.ops.triton.launch import MOST_REGISTERS, launch
+from introkernels.ops.triton.losses import (
+    BLOCK,
+    allocate_outputs,
+    row_loss_forward,
+    tile_of_warps,
+    variant,
+    weight_arguments,
+)
 from introkernels.ops.triton.statistics_config import share
+from introkernels.options import Options
+from introkernels.types import SIMILARITIES
 
 
 def explanation_stats(
@@ -20,33 +34,17 @@ def explanation_stats(
     center: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """``dots`` and ``sq_norms [B, K]`` of explanations ``E_c = g_c * x``.
+    """Gradients may have any strides and are never copied.
 
-    Float64 for float64 gradients, else float32.
-
-    Args:
-        gradients: ``[B, K, *S]``, floating, of any strides; never copied.
-        inputs: ``[B, *S]``, floating.
-        target: ``[B]`` int64.
-        class_index: ``[B, K]`` int64, the classes of each row, or None for all.
-        center: whether the mean over the classes given is taken away from the explanations.
-        ignore_index: the target of rows whose statistics are zeros.
-
-    Raises:
-        IndexError: a target or a class is out of range.
-        ValueError: a row of ``class_index`` lacks its target or repeats a class.
-
-    Both are found on the CPU and under ``INTROKERNELS_CHECK=1`` only; otherwise dots are NaN where
-    the target is none of the row's classes.
+    Indices are checked on the CPU and under ``INTROKERNELS_CHECK=1`` only; otherwise dots are NaN
+    where the target is none of the row's classes.
     """
     if not target.is_meta:
         classes = gradients.shape[1] if class_index is None else torch.iinfo(torch.int64).max
         checks.target_in_range(target, classes, ignore_index)
         checks.class_index_values(class_index, target, None, ignore_index)
-    shape = gradients.shape[:2]
-    dots = gradients.new_empty(shape, dtype=loss_dtype(gradients))
-    sq_norms = torch.empty_like(dots)
-    if shape[1] == 0:
+    dots, sq_norms = _empty_statistics(gradients)
+    if dots.shape[1] == 0:
         return dots, sq_norms
     work = share(gradients, inputs, center)
     launch(
@@ -58,3 +56,71 @@ def explanation_stats(
         **work.constants,
     )
     return dots, sq_norms
+
+
+def introspective_forward(
+    logits: Tensor,
+    target: Tensor,
+    gradients: Tensor,
+    inputs: Tensor,
+    class_index: Tensor | None,
+    weight: Tensor | None,
+    floats: list[float],
+    ints: list[int],
+) -> tuple[Tensor, ...]:
+    options = Options.of(floats, ints)
+    num_rows, num_classes = logits.shape
+    check_indices(target, num_classes, options.ignore_index, class_index)
+    if num_rows == 0:
+        # Without rows there is no last program to write the sums.
+        stats = explanation_stats(
+            gradients, inputs, target, class_index, options.center, options.ignore_index
+        )
+        teacher = teacher_logits(*stats, target, class_index, num_classes, floats, ints)
+        teacher = teacher.to(loss_dtype(logits))
+        return (*row_loss_forward(logits, teacher, target, weight, floats, ints), teacher)
+    teacher = logits.new_empty(logits.shape, dtype=loss_dtype(logits))
+    work = share(gradients, inputs, options.center)
+    outputs = allocate_outputs(logits, options.reduction, num_rows)
+    constants = variant(logits, options)
+    if class_index is not None:
+        # To tell where each class goes takes more than the registers that ptxas goes for.
+        work.constants["maxnreg"] = MOST_REGISTERS
+    launch(
+        introspective_forward_kernel,
+        (work.num_programs,),
+        *work.arguments(
+            target,
+            class_index,
+            *_empty_statistics(gradients),
+            options.ignore_index,
+            ticket=work.several_programs,
+        ),
+        logits,
+        *logits.stride(),
+        teacher,
+        *weight_arguments(weight),
+        *outputs,
+        num_rows,
+        num_classes,
+        options.temperature,
+        options.ce_weight,
+        options.kl_weight,
+        options.label_smoothing,
+        options.similarity_temperature,
+        **constants,
+        **work.constants,
+        TICKET=work.several_programs,
+        PROJECTION=SIMILARITIES[options.similarity] == "projection",
+        N=min(
+            triton.next_power_of_2(num_classes),
+            tile_of_warps(work.constants["num_warps"], constants["dtype"]),
+        ),
+        BLOCK=BLOCK,
+    )
+    return (*outputs[:4], teacher)
+
+
+def _empty_statistics(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    dots = gradients.new_empty(gradients.shape[:2], dtype=loss_dtype(gradients))
+    return dots, torch.empty_like(dots)

@@ -15,5 +15,6 @@ EXPORTED void narrow_bfloat16(const float* x, int count, unsigned short* bits) {
   for (int i = 0; i < count; ++i) bits[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i]));
 }
 
-EXPORTED float reciprocal_root(float x) { return rsqrtf(x); }
+EXPORTED float product(float a, float b) { return __fmul_rn(a, b); }
+EXPORTED double product_of_doubles(double a, double b) { return __dmul_rn(a, b); }
 EXPORTED float of_bits(unsigned bits) { return __uint_as_float(bits); }

@@ -1,250 +1,88 @@
-"""The kernels of the losses on given teacher logits and on explanation statistics.
+"""The kernels of the row loss.
 
 Forward: a program owns R rows and walks their classes once, N at a time: it reads the logits and
-teacher logits (or two statistics) of its rows and writes 72 bytes a row. Backward: the same walk,
-which writes the gradient of each class beside the reads.
+teacher logits of its rows and writes 72 bytes a row. Backward: the same walk, which writes the
+gradient of each class beside the reads.
 """
 
 import triton
 import triton.language as tl
 
-from introkernels.ops.triton.kernels.math import NEVER, widened
 from introkernels.ops.triton.kernels.reduction import REDUCTION_MEAN, finish_losses
-from introkernels.ops.triton.kernels.rows import add_tile, finish_rows, gradient_tile, no_classes
-from introkernels.ops.triton.kernels.teachers import (
-    as_numbers,
+from introkernels.ops.triton.kernels.rows import (
+    LOG2_E,
+    NEVER,
+    ROW_STATE,
+    UNIT,
+    distances_from,
+    load_targets,
     load_tile,
-    prepare_teacher,
-    teacher_tile,
+    load_weights,
+    rows_forward,
 )
-
-ROW_STATE = tl.constexpr(9)
-
-
-@triton.jit
-def float64_options(
-    temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, non_target_mass
-):
-    """The options as float64 tensors, whatever a kernel received them as."""
-    return (
-        tl.full((), temperature, tl.float64),
-        tl.full((), ce_weight, tl.float64),
-        tl.full((), kl_weight, tl.float64),
-        tl.full((), label_smoothing, tl.float64),
-        (
-            tl.full((), similarity_temperature, tl.float64),
-            tl.full((), non_target_mass, tl.float64),
-        ),
-    )
-
-
-@triton.jit
-def load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index):
-    """Targets ``[R]``, the rows that are not ignored, and those of them that name a class."""
-    # A row past the end counts as ignored.
-    y = tl.load(target + rows * target_stride, mask=rows < num_rows, other=0)
-    live = (rows < num_rows) & (y != ignore_index)
-    return y, live, live & (y >= 0) & (y < num_classes)
-
-
-@triton.jit
-def load_weights(weight, weight_stride, columns, mask, dtype: tl.constexpr):
-    """Class weights of ``columns``, ones without any."""
-    if weight is None:
-        weights = tl.where(mask, 1.0, 0.0)
-    else:
-        weights = tl.load(weight + columns.to(tl.int64) * weight_stride, mask=mask, other=0)
-    return widened(weights, dtype)
-
-
-@triton.jit
-def load_row_state(row_state, rows, mask, dtype: tl.constexpr):
-    """The nine numbers that a forward kept of each row; those of an empty row elsewhere."""
-    start = row_state + rows * ROW_STATE
-    return (
-        tl.load(start, mask=mask, other=0).to(dtype),
-        tl.load(start + 1, mask=mask, other=0).to(dtype),
-        tl.load(start + 2, mask=mask, other=0).to(dtype),
-        tl.load(start + 3, mask=mask, other=0).to(dtype),
-        tl.load(start + 4, mask=mask, other=0).to(dtype),
-        tl.load(start + 5, mask=mask, other=0).to(dtype),
-        tl.load(start + 6, mask=mask, other=0).to(dtype),
-        tl.load(start + 7, mask=mask, other=0).to(dtype),
-        tl.load(start + 8, mask=mask, other=0).to(dtype),
-    )
-
-
-@triton.jit
-def rows_forward(
-    logits,
-    logits_strides,
-    y,
-    present,
-    live,
-    known,
-    teacher,
-    weight,
-    weight_stride,
-    row_state,
-    rows,
-    num_classes,
-    num_explained,
-    temperature,
-    label_smoothing,
-    labels,
-    PROJECTION: tl.constexpr,
-    SPLIT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    EXACT: tl.constexpr,
-    R: tl.constexpr,
-    N: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """Terms of R rows: ce, kl and the target's weight, ``[R]``; what the backward needs is stored.
-
-    ``present`` are the rows that exist, ``live`` those not ignored, ``known`` those whose target is
-    a class: the others of those are NaN, and nothing of them is read.
-    """
-    prepared = prepare_teacher(
-        teacher,
-        logits,
-        logits_strides,
-        rows,
-        known,
-        y,
-        num_classes,
-        num_explained,
-        temperature,
-        labels,
-        PROJECTION,
-        SPLIT,
-        R,
-        N,
-        dtype,
-    )
-    known = prepared[3]
-    inverse_temperature = 1 / temperature
-    state = no_classes(R, dtype)
-    for begin in range(0, num_classes, N):
-        columns = begin + tl.arange(0, N)
-        mask = known[:, None] & (columns < num_classes)[None, :]
-        is_target = columns[None, :] == y[:, None]
-        z = load_tile(logits, logits_strides, rows, columns, mask, NEVER, dtype)
-        t = teacher_tile(
-            teacher,
-            prepared,
-            rows,
-            columns,
-            mask,
-            is_target,
-            num_classes,
-            labels[0],
-            PROJECTION,
-            dtype,
-        )
-        w = load_weights(weight, weight_stride, columns, columns < num_classes, dtype)[None, :]
-        state = add_tile(state, z, t, is_target, w, inverse_temperature, WEIGHTED, EXACT)
-    at_target = logits + rows * logits_strides[0] + y * logits_strides[1]
-    z_target = widened(tl.load(at_target, mask=known, other=NEVER), dtype)
-    w_target = load_weights(weight, weight_stride, y, known, dtype)
-    ce, kl, numbers = finish_rows(
-        state, z_target, w_target, label_smoothing, WEIGHTED, teacher[2] is None
-    )
-    unknown = live & ~known
-    ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))
-    kl = tl.where(unknown, float("nan"), tl.where(live, kl, 0))
-    for i in tl.static_range(ROW_STATE):
-        number = tl.where(live, numbers[i], 0).to(tl.float64)
-        tl.store(row_state + rows * ROW_STATE + i, number, mask=present)
-    return ce, kl, w_target
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_programs", "ignore_index"])
 def loss_forward(
     logits,
-    logits_strides,
+    logits_row_stride,
+    logits_stride,
+    teacher,
+    teacher_row_stride,
+    teacher_stride,
     target,
     target_stride,
-    first,
-    first_strides,
-    second,
-    second_strides,
-    class_index,
-    index_strides,
-    scratch,
     weight,
     weight_stride,
     loss,
     ce,
     kl,
-    row_state,
-    totals,
-    terms,
+    state,
+    sums,
     counter,
     num_rows,
     num_programs,
     num_classes,
-    num_explained,
     ignore_index,
     temperature: "fp64",
     ce_weight: "fp64",
     kl_weight: "fp64",
     label_smoothing: "fp64",
-    similarity_temperature: "fp64",
-    non_target_mass: "fp64",
     REDUCTION: tl.constexpr,
-    PROJECTION: tl.constexpr,
-    SPLIT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    EXACT: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     VECTOR: tl.constexpr,
     R: tl.constexpr,
     N: tl.constexpr,
-    REDUCE: tl.constexpr,
+    BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Loss, ce and kl of all rows with one read of the logits and of the teacher.
+    """Loss, ce and kl of all rows with one read of the logits and of the teacher logits.
 
-    ``first`` to ``scratch`` are a teacher (see teachers.py). Reads B * C logits and as many teacher
-    logits or pairs of statistics; writes 104 bytes a row, of which 32 are read again.
+    Strides of rows and the number of classes count vectors of ``VECTOR`` numbers.
     """
-    temperature, ce_weight, kl_weight, label_smoothing, labels = float64_options(
-        temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, non_target_mass
-    )
     num_classes = num_classes * VECTOR
-    logits_strides = as_numbers(logits_strides, VECTOR)
-    teacher = (
-        first,
-        as_numbers(first_strides, VECTOR if class_index is None else 1),
-        second,
-        as_numbers(second_strides, VECTOR if class_index is None else 1),
-        class_index,
-        as_numbers(index_strides),
-        scratch,
-    )
-    rows = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    program = tl.program_id(0).to(tl.int64)
+    rows = program * R + tl.arange(0, R)
     y, live, known = load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index)
     ce_of_rows, kl_of_rows, target_weight = rows_forward(
         logits,
-        logits_strides,
-        y,
-        rows < num_rows,
-        live,
-        known,
+        logits_row_stride * VECTOR,
+        logits_stride,
         teacher,
+        teacher_row_stride * VECTOR,
+        teacher_stride,
         weight,
         weight_stride,
-        row_state,
+        state,
         rows,
+        num_rows,
+        y,
+        live,
+        known,
         num_classes,
-        num_explained,
         temperature,
         label_smoothing,
-        labels,
-        PROJECTION,
-        SPLIT,
-        WEIGHTED,
-        EXACT,
+        SMOOTHED,
         R,
         N,
         dtype,
@@ -257,53 +95,44 @@ def loss_forward(
         rows,
         num_rows,
         (loss, ce, kl),
-        terms,
-        totals,
+        state,
+        sums,
         counter,
+        program,
         num_programs,
         temperature,
         ce_weight,
         kl_weight,
         REDUCTION,
-        REDUCE,
+        BLOCK,
     )
 
 
 @triton.jit(do_not_specialize=["num_rows", "ignore_index"])
 def loss_backward(
     logits,
-    logits_strides,
+    logits_row_stride,
+    logits_stride,
+    teacher,
+    teacher_row_stride,
+    teacher_stride,
     target,
     target_stride,
-    first,
-    first_strides,
-    second,
-    second_strides,
-    class_index,
-    index_strides,
-    scratch,
     weight,
     weight_stride,
-    row_state,
-    totals,
+    state,
     grad_loss,
     grad_loss_stride,
     grad_logits,
     num_rows,
     num_classes,
-    num_explained,
     ignore_index,
     temperature: "fp64",
     ce_weight: "fp64",
     kl_weight: "fp64",
     label_smoothing: "fp64",
-    similarity_temperature: "fp64",
-    non_target_mass: "fp64",
     REDUCTION: tl.constexpr,
-    PROJECTION: tl.constexpr,
-    SPLIT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    EXACT: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     VECTOR: tl.constexpr,
     R: tl.constexpr,
     N: tl.constexpr,
@@ -311,91 +140,62 @@ def loss_backward(
 ):
     """Gradient ``grad_logits [B, C]``, contiguous, from what :func:`loss_forward` kept.
 
-    Reads what the forward reads, 72 bytes a row, and writes B * C numbers.
+    Reads what the forward reads, 72 bytes a row, and writes B * C numbers. That of class c is
+    ``of_p1 p1_c - hard [c = y] - share weight_c + kl_scale (p_c - q_c)`` with ``p1 = softmax(z)``.
     """
-    temperature, ce_weight, kl_weight, label_smoothing, labels = float64_options(
-        temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, non_target_mass
-    )
+    temperature = tl.full((), temperature, dtype)
+    label_smoothing = tl.full((), label_smoothing, dtype)
     num_classes = num_classes * VECTOR
-    logits_strides = as_numbers(logits_strides, VECTOR)
-    teacher = (
-        first,
-        as_numbers(first_strides, VECTOR if class_index is None else 1),
-        second,
-        as_numbers(second_strides, VECTOR if class_index is None else 1),
-        class_index,
-        as_numbers(index_strides),
-        scratch,
-    )
+    logits_row_stride = logits_row_stride * VECTOR
+    teacher_row_stride = teacher_row_stride * VECTOR
     rows = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     y, live, known = load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index)
-    prepared = prepare_teacher(
-        teacher,
-        logits,
-        logits_strides,
-        rows,
-        known,
-        y,
-        num_classes,
-        num_explained,
-        temperature,
-        labels,
-        PROJECTION,
-        SPLIT,
-        R,
-        N,
-        dtype,
-    )
-    known = prepared[3]
-    numbers = load_row_state(row_state, rows, known, dtype)
 
-    scale = tl.load(grad_loss + rows * grad_loss_stride, mask=known, other=0).to(tl.float64)
-    ce_scale, kl_scale = scale * ce_weight, scale * kl_weight * temperature
+    of_row = state + rows * ROW_STATE
+    z_top = distances_from(tl.load(of_row, mask=known, other=0).to(dtype))
+    t_top = distances_from(tl.load(of_row + 1, mask=known, other=0).to(dtype))
+    # Logarithms, so that p and q of equal logits are equal however products are rounded. Where no
+    # class has a soft label, the infinity of its sum makes q NaN.
+    log_sum = tl.log2(tl.load(of_row + 2, mask=known, other=1).to(dtype))
+    log_sum_t = tl.log2(tl.load(of_row + 3, mask=known, other=1).to(dtype))
+    log_teacher_sum = tl.log2(tl.load(of_row + 4, mask=known, other=1).to(dtype))
+
+    scale = tl.load(grad_loss + rows * grad_loss_stride, mask=known, other=0).to(dtype)
+    ce_scale = scale * tl.full((), ce_weight, dtype)
+    kl_scale = scale * tl.full((), kl_weight, dtype) * temperature
     if REDUCTION == REDUCTION_MEAN:
-        ce_scale /= tl.load(totals)
-        kl_scale /= tl.load(totals + 1)
+        totals = state + tl.full((), num_rows, tl.int64) * ROW_STATE
+        ce_scale /= tl.load(totals).to(dtype)
+        kl_scale /= tl.load(totals + 1).to(dtype)
     # A term of weight 0 is left out, whatever the incoming gradient is.
     ce_scale = tl.where(ce_weight > 0, ce_scale, 0)
     kl_scale = tl.where(kl_weight > 0, kl_scale, 0)
-    if second is None:
-        kl_scale = tl.where(numbers[4] == 0, float("nan"), kl_scale)
-    else:
-        kl_scale = tl.where(numbers[4] == 0, 0, kl_scale)
-    w_target = load_weights(weight, weight_stride, y, known, tl.float64)
-    target_scale = ce_scale * (1 - label_smoothing) * w_target
+    hard = ce_scale * (1 - label_smoothing) * load_weights(weight, weight_stride, y, known, dtype)
+    share = tl.zeros((R,), dtype)
+    of_p1 = hard
+    if SMOOTHED:
+        share = ce_scale * label_smoothing / tl.load(of_row + 6, mask=known, other=1).to(dtype)
+        of_p1 = hard + share * tl.load(of_row + 7, mask=known, other=0).to(dtype)
 
+    base_2: tl.constexpr = LOG2_E / UNIT
+    base_2_t = base_2 / temperature
     for begin in range(0, num_classes, N):
         columns = begin + tl.arange(0, N)
-        inside = (columns < num_classes)[None, :]
-        mask = known[:, None] & inside
+        inside = columns < num_classes
+        mask = known[:, None] & inside[None, :]
+        z = load_tile(logits, logits_row_stride, logits_stride, rows, columns, mask, dtype)
+        t = load_tile(teacher, teacher_row_stride, teacher_stride, rows, columns, mask, dtype)
+        of_z, of_t = z * UNIT - z_top[:, None], t * UNIT - t_top[:, None]
+        p1 = tl.exp2(of_z * base_2 - log_sum[:, None])
+        p = tl.exp2(of_z * base_2_t - log_sum_t[:, None])
+        q = tl.exp2(of_t * base_2_t - log_teacher_sum[:, None])
         is_target = columns[None, :] == y[:, None]
-        z = load_tile(logits, logits_strides, rows, columns, mask, NEVER, dtype)
-        t = teacher_tile(
-            teacher,
-            prepared,
-            rows,
-            columns,
-            mask,
-            is_target,
-            num_classes,
-            labels[0],
-            PROJECTION,
-            dtype,
-        )
-        w = load_weights(weight, weight_stride, columns, columns < num_classes, dtype)[None, :]
-        grad = gradient_tile(
-            numbers,
-            z,
-            t,
-            is_target,
-            w,
-            ce_scale.to(dtype),
-            target_scale.to(dtype),
-            kl_scale.to(dtype),
-            1 / temperature,
-            WEIGHTED,
-            EXACT,
-        )
+        grad = of_p1[:, None] * p1 - tl.where(is_target, hard[:, None], 0)
+        grad += tl.where(kl_scale[:, None] == 0, 0, kl_scale[:, None] * (p - q))
+        if SMOOTHED:
+            w = load_weights(weight, weight_stride, columns, inside, dtype)[None, :]
+            grad -= share[:, None] * w
+        grad = tl.where(z == NEVER, 0, grad)
         grad = tl.where((live & ~known)[:, None], float("nan"), grad)
         offsets = (rows * num_classes)[:, None] + columns[None, :]
-        tl.store(grad_logits + offsets, grad, mask=(rows < num_rows)[:, None] & inside)
+        tl.store(grad_logits + offsets, grad, mask=(rows < num_rows)[:, None] & inside[None, :])

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from introkernels.ops.triton.kernels.rows import ROW_STATE
+
 # Codes of introkernels/ops/schema.py.
 REDUCTION_NONE = tl.constexpr(0)
 REDUCTION_MEAN = tl.constexpr(1)
@@ -33,22 +35,14 @@ def _store_loss(outputs, place, ce, kl, mask, temperature, ce_weight, kl_weight)
 
 
 @triton.jit
-def _sum_of_rows(terms, num_rows, BLOCK: tl.constexpr):
-    """The sum of ``terms [B]`` float64, in an order that only B decides."""
+def _sum_of_programs(sums, num_programs, BLOCK: tl.constexpr):
+    """The sum of float64 numbers, one a program, in an order that only their number decides."""
     total = tl.zeros((BLOCK,), tl.float64)
-    for begin in range(0, num_rows, BLOCK):
-        row = begin + tl.arange(0, BLOCK)
-        total += tl.load(terms + row, mask=row < num_rows, other=0.0, cache_modifier=".cg")
+    for begin in range(0, num_programs, BLOCK):
+        program = begin + tl.arange(0, BLOCK)
+        mask = program < num_programs
+        total += tl.load(sums + program, mask=mask, other=0.0, cache_modifier=".cg")
     return tl.sum(total, 0)
-
-
-@triton.jit
-def total_weight(sum_of_target_weights):
-    """What the mean of the cross entropy is divided by: NaN where the weights sum to 0.
-
-    ``F.cross_entropy`` has it so; label smoothing would make an infinity of it.
-    """
-    return tl.where(sum_of_target_weights == 0, float("nan"), sum_of_target_weights)
 
 
 @triton.jit
@@ -60,9 +54,10 @@ def finish_losses(
     rows,
     num_rows,
     outputs,
-    terms,
-    totals,
+    state,
+    sums,
     counter,
+    program,
     num_programs,
     temperature,
     ce_weight,
@@ -74,26 +69,32 @@ def finish_losses(
 
     ``ce``, ``kl`` and ``target_weight`` are ``[R]``, 0 in rows that are not ``live``, which are
     ignored. ``outputs`` are loss, ce and kl. Each of ``num_programs`` programs calls this once and
-    leaves its rows in ``terms [4, B]`` float64, from which the last one reads 32 bytes a row.
+    leaves its own sums in ``sums [4, num_programs]`` float64.
     """
-    mask = rows < num_rows
-    # The four terms of a batch may be more numbers than 32 bits count.
-    num_rows = tl.full((), num_rows, tl.int64)
-    ce, kl = ce.to(tl.float64), kl.to(tl.float64)
+    temperature = tl.full((), temperature, ce.dtype)
+    ce_weight = tl.full((), ce_weight, ce.dtype)
+    kl_weight = tl.full((), kl_weight, ce.dtype)
     if REDUCTION == REDUCTION_NONE:
+        mask = rows < num_rows
         _store_loss(outputs, rows, ce, kl, mask, temperature, ce_weight, kl_weight)
-    tl.store(terms + rows, ce, mask=mask)
-    tl.store(terms + num_rows + rows, kl, mask=mask)
-    tl.store(terms + 2 * num_rows + rows, target_weight.to(tl.float64), mask=mask)
-    tl.store(terms + 3 * num_rows + rows, tl.where(live, 1.0, 0.0).to(tl.float64), mask=mask)
+    # The four sums of all programs may be more numbers than 32 bits count.
+    stride = tl.full((), num_programs, tl.int64)
+    of_weights, of_live = sums + 2 * stride, sums + 3 * stride
+    tl.store(sums + program, tl.sum(ce.to(tl.float64), 0))
+    tl.store(sums + stride + program, tl.sum(kl.to(tl.float64), 0))
+    tl.store(of_weights + program, tl.sum(target_weight.to(tl.float64), 0))
+    tl.store(of_live + program, tl.sum(tl.where(live, 1.0, 0.0).to(tl.float64), 0))
     if is_last_to_arrive(counter, num_programs):
-        weight_sum = total_weight(_sum_of_rows(terms + 2 * num_rows, num_rows, BLOCK))
-        num_live = _sum_of_rows(terms + 3 * num_rows, num_rows, BLOCK)
+        weight_sum = _sum_of_programs(of_weights, num_programs, BLOCK)
+        # As in F.cross_entropy, where label smoothing would make an infinity of it.
+        weight_sum = tl.where(weight_sum == 0, float("nan"), weight_sum)
+        num_live = _sum_of_programs(of_live, num_programs, BLOCK)
+        totals = state + tl.full((), num_rows, tl.int64) * ROW_STATE
         tl.store(totals, weight_sum)
         tl.store(totals + 1, num_live)
         if REDUCTION != REDUCTION_NONE:
-            ce_sum = _sum_of_rows(terms, num_rows, BLOCK)
-            kl_sum = _sum_of_rows(terms + num_rows, num_rows, BLOCK)
+            ce_sum = _sum_of_programs(sums, num_programs, BLOCK)
+            kl_sum = _sum_of_programs(sums + stride, num_programs, BLOCK)
             if REDUCTION == REDUCTION_MEAN:
                 ce_sum /= weight_sum
                 kl_sum /= num_live

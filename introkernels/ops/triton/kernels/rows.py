@@ -1,236 +1,192 @@
-"""The loss of rows and its gradient, tile by tile: what every loss kernel shares.
+"""The loss of rows and its gradient, tile by tile: csrc/common/row_loss.h for tiles.
 
 A tile is ``[R, N]``: N classes of R rows. ``z`` are logits, ``t`` teacher logits. A class whose
 logit is -inf does not exist: it has no probability, no soft label and no part in label smoothing.
 A teacher logit of -inf means that the class has no soft label.
-
-Each tile is read once. A tile knows its own sums before it computes its part of the divergence,
-and what came before is brought to the new norms by the chain rule of KL: with ``f_q`` and ``f_p``
-the shares of the old classes under the new norms, and ``d = log(f_q / f_p)``,
-
-    sum over old classes of q' log(q' / p') = f_q * sum(q log(q / p)) + f_q * d * sum(q).
-
-Written for parts ``q d - (q - p)``, which are never negative, nothing in it cancels.
-
-Logits are held as quarters of themselves, so that no difference of two of them overflows.
 """
 
 import triton
 import triton.language as tl
 
-from introkernels.ops.triton.kernels.math import (
-    LOG2_E,
-    NEVER,
-    divergence_of_pair,
-    expm1,
-    log1p,
-    log_ratio_of,
-    minus_difference_of_pair,
-)
+NEVER = tl.constexpr(float("-inf"))
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Logits are held as this part of themselves, which is exact, so that no difference of two of them
+# overflows, nor the sum of a row's.
+UNIT = tl.constexpr(2.0**-20)
+ROW_STATE = tl.constexpr(9)
+
+
+@triton.jit
+def widened(values, dtype: tl.constexpr):
+    """``values`` in the compute type."""
+    # From half types to float64 through float32: Triton's interpreter knows no other way.
+    if values.dtype.primitive_bitwidth == 16:
+        values = values.to(tl.float32)
+    return values.to(dtype)
+
+
+@triton.jit
+def load_tile(pointer, row_stride, stride, rows, columns, mask, dtype: tl.constexpr):
+    """Logits at int64 ``rows [R]`` and ``columns [N]``, -inf where the mask is false."""
+    offsets = (rows * row_stride)[:, None] + columns[None, :].to(tl.int64) * stride
+    return widened(tl.load(pointer + offsets, mask=mask, other=NEVER), dtype)
+
+
+@triton.jit
+def load_weights(weight, weight_stride, columns, mask, dtype: tl.constexpr):
+    """Class weights of ``columns``, ones without any; 0 where the mask is false."""
+    if weight is None:
+        weights = tl.where(mask, 1.0, 0.0)
+    else:
+        weights = tl.load(weight + columns.to(tl.int64) * weight_stride, mask=mask, other=0)
+    return widened(weights, dtype)
+
+
+@triton.jit
+def load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index):
+    """Targets ``[R]``, the rows that are not ignored, and those of them that name a class."""
+    # A row past the end counts as ignored.
+    y = tl.load(target + rows * target_stride, mask=rows < num_rows, other=0)
+    live = (rows < num_rows) & (y != ignore_index)
+    return y, live, live & (y >= 0) & (y < num_classes)
 
 
 @triton.jit
 def no_classes(R: tl.constexpr, dtype: tl.constexpr):
-    """The state of R rows of which nothing was seen yet, each ``[R]``.
+    """The ``RowSums`` of R rows without a class, each ``[R]``.
 
-    - a quarter of the largest logit; sum over all classes but the target of ``exp(z - max)``; sum
-      of ``exp((z - max) / T)``
-    - a quarter of the largest teacher logit; sum of ``exp((t - max) / T)``
-    - ``shift``: ``log q - log p = ((t - t_max) - (z - z_max)) / T - shift``
-    - sums over the classes of ``q d - (q - p)`` and of ``q - p``
-    - number of classes that exist, their weights, and the sum of ``weight * (max - z)``
+    ``z_max, t_max, sum, sum_t, teacher_sum, cross``, and with label smoothing only ``num_existing,
+    weight_sum, weighted_logits``; maxima, ``cross`` and ``weighted_logits`` in ``UNIT``, and
+    ``cross`` times T.
     """
     never = tl.full((R,), NEVER, dtype)
     zero = tl.zeros((R,), dtype)
-    return never, zero, zero, never, zero, zero, zero, zero, zero, zero, zero
+    return never, never, zero, zero, zero, zero, zero, zero, zero
 
 
 @triton.jit
-def _reference(largest):
-    """The number that exponents are taken relative to: 0 where there is no class."""
+def distances_from(largest):
+    """What distances are taken from: the largest logit, 0 where there is no class."""
     return tl.where(largest == NEVER, 0, largest)
 
 
 @triton.jit
-def add_tile(
-    state, z, t, is_target, weight, inverse_temperature, WEIGHTED: tl.constexpr, EXACT: tl.constexpr
-):
-    """The state with a tile added. Beyond the last class the tile holds logits of -inf.
+def add_tile(sums, z, t, weight, temperature, SMOOTHED: tl.constexpr):
+    """The sums with a tile added. ``weight [1, N]`` is read with label smoothing only."""
+    z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = sums
+    base_2: tl.constexpr = LOG2_E / UNIT
+    base_2_t = base_2 / temperature
+    exists = z != NEVER
+    t = tl.where(exists, t, NEVER) * UNIT
+    z = z * UNIT
+    new_z_max, new_t_max = tl.maximum(z_max, tl.max(z, 1)), tl.maximum(t_max, tl.max(t, 1))
+    z_top, t_top = distances_from(new_z_max), distances_from(new_t_max)
 
-    ``inverse_temperature`` is a float64 tensor. ``weight`` is ``[1, N]`` and read with ``WEIGHTED``
-    only, which also says that the numbers for class weights and label smoothing are wanted.
-    """
-    (z_max, others, z_sum, t_max, t_sum, shift, divergence, excess, count, weights, below) = state
-    # Of quarters.
-    factor = (inverse_temperature * 4).to(z.dtype)
-    exponent_t = (inverse_temperature * (4 * LOG2_E)).to(z.dtype)
-    t = tl.where(z == NEVER, NEVER, t * 0.25)
-    z = z * 0.25
+    # What came before, relative to the new maxima.
+    z_step, t_step = z_max - z_top, t_max - t_top
+    sum_1 *= tl.exp2(z_step * base_2)
+    sum_t *= tl.exp2(z_step * base_2_t)
+    # Where there is nothing to move, a step may be infinite.
+    cross += tl.where(teacher_sum == 0, 0, teacher_sum * (t_step - z_step))
+    teacher_scale = tl.exp2(t_step * base_2_t)
+    teacher_sum *= teacher_scale
+    cross *= teacher_scale
 
-    new_z_max = tl.maximum(z_max, tl.max(z, 1))
-    new_t_max = tl.maximum(t_max, tl.max(t, 1))
-    z_top, t_top = _reference(new_z_max), _reference(new_t_max)
-    old_z_sum = z_sum * tl.exp2((z_max - z_top) * exponent_t)
-    old_t_sum = t_sum * tl.exp2((t_max - t_top) * exponent_t)
-
-    shifted = z - z_top[:, None]
-    z_exp = tl.exp2(shifted * (4 * LOG2_E))
-    others = others * tl.exp2((z_max - z_top) * (4 * LOG2_E))
-    others += tl.sum(tl.where(is_target, 0, z_exp), 1)
-    z_exp_t = tl.exp2(shifted * exponent_t)
-    t_exp_t = tl.exp2((t - t_top[:, None]) * exponent_t)
-    new_z_sum = old_z_sum + tl.sum(z_exp_t, 1)
-    new_t_sum = old_t_sum + tl.sum(t_exp_t, 1)
-    no_labels, no_class = new_t_sum == 0, new_z_sum == 0
-    z_norm = 1 / tl.where(no_class, 1, new_z_sum)
-    t_norm = 1 / tl.where(no_labels, 1, new_t_sum)
-    # Exactly 0 for equal distributions, whatever a quotient of equal numbers is rounded to.
-    no_shift = no_labels | no_class | (new_t_sum == new_z_sum)
-    new_shift = tl.where(no_shift, 0, tl.log(new_t_sum * z_norm))
-
-    # The old classes under the new norms, as one class of the sums that they had. Where none of
-    # them had a soft label they are one class without it.
-    ratio = log_ratio_of(
-        tl.where(t_sum == 0, NEVER, t_max),
-        _reference(z_max),
-        t_top,
-        z_top,
-        new_shift - shift,
-        factor,
-        EXACT,
-    )
-    share_q, share_p = old_t_sum * t_norm, old_z_sum * z_norm
-    part, difference = divergence_of_pair(share_q, share_p, ratio)
-    # `difference` is share_q - share_p, but with all of its digits.
-    divergence = share_q * divergence + part + excess * difference
-    excess = difference + share_p * excess
-
-    ratio = log_ratio_of(t, z, t_top[:, None], z_top[:, None], new_shift[:, None], factor, EXACT)
-    q, p = t_exp_t * t_norm[:, None], z_exp_t * z_norm[:, None]
-    part, difference = divergence_of_pair(q, p, ratio)
-    divergence = tl.where(no_labels, 0, divergence + tl.sum(part, 1))
-    excess = tl.where(no_labels, 0, excess + tl.sum(difference, 1))
-
-    if WEIGHTED:
-        exists = z != NEVER
-        # The distance to the largest logit so far: sums of it only grow.
-        risen = tl.where(weights == 0, 0, weights * (4 * (z_top - _reference(z_max))))
-        below += risen + tl.sum(tl.where(exists, weight * (-4 * shifted), 0), 1)
-        count += tl.sum(tl.where(exists, 1.0, 0.0).to(z.dtype), 1)
-        weights += tl.sum(tl.where(exists, weight, 0), 1)
+    of_z, of_t = z - z_top[:, None], t - t_top[:, None]
+    teacher_exp = tl.exp2(of_t * base_2_t)
+    sum_1 += tl.sum(tl.exp2(of_z * base_2), 1)
+    sum_t += tl.sum(tl.exp2(of_z * base_2_t), 1)
+    teacher_sum += tl.sum(teacher_exp, 1)
+    # 0 times the infinite distance of a class without a soft label would be NaN.
+    cross += tl.sum(tl.where(teacher_exp == 0, 0, teacher_exp * (of_t - of_z)), 1)
+    if SMOOTHED:
+        weighted_logits += tl.where(weight_sum == 0, 0, weight_sum * z_step)
+        weighted_logits += tl.sum(tl.where(exists, weight * of_z, 0), 1)
+        num_existing += tl.sum(tl.where(exists, 1.0, 0.0).to(z.dtype), 1)
+        weight_sum += tl.sum(tl.where(exists, weight, 0), 1)
     return (
         new_z_max,
-        others,
-        new_z_sum,
         new_t_max,
-        new_t_sum,
-        new_shift,
-        divergence,
-        excess,
-        count,
-        weights,
-        below,
+        sum_1,
+        sum_t,
+        teacher_sum,
+        cross,
+        num_existing,
+        weight_sum,
+        weighted_logits,
     )
 
 
 @triton.jit
-def finish_rows(
-    state,
-    z_target,
-    weight_target,
-    label_smoothing,
-    WEIGHTED: tl.constexpr,
-    NO_LABELS_IS_NAN: tl.constexpr,
-):
-    """The two terms of each row, then the nine numbers that its backward needs.
+def terms_of(sums, z_target, weight_target, temperature, label_smoothing, SMOOTHED: tl.constexpr):
+    """The two terms of rows whose targets have these logits and weights.
 
-    ``z_target`` and ``weight_target`` are the target's logit and class weight, ``label_smoothing``
-    a float64 tensor. The numbers are those of ``RowState`` in csrc/common/row_loss.h.
+    A teacher that excludes every class is no distribution: 0 / 0 makes its KL NaN.
     """
-    (z_max, others, z_sum, t_max, t_sum, shift, divergence, excess, count, weights, below) = state
-    z_top, t_top = 4 * _reference(z_max), 4 * _reference(t_max)
+    z_max, _, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = sums
+    log_sum = tl.log(sum_1)
     has_target = z_target != NEVER
-    at_target = tl.exp(z_target - z_top)
-    norm = others + at_target
-    log_norm = tl.log(norm)
-    # -log p_y as log(1 + others / e_y) keeps its relative precision where p_y is almost 1.
-    above_others = at_target > others
-    near_one = log1p(tl.where(above_others, others, 0) / tl.where(above_others, at_target, 1))
-    nll = tl.where(above_others, near_one, log_norm - (z_target - z_top))
-    nll = tl.where(has_target, nll, log_norm)
-
-    ce = weight_target * nll
-    share = tl.zeros_like(nll)
-    if WEIGHTED:
-        smoothing = label_smoothing.to(nll.dtype)
-        share = smoothing / tl.where(count == 0, 1, count)
-        smooth = (1 - smoothing) * ce + share * (weights * log_norm + below)
-        ce = tl.where(smoothing > 0, smooth, ce)
+    nll = log_sum - (z_target * UNIT - z_max) / UNIT
+    ce = tl.where(has_target, weight_target * nll, 0)
+    if SMOOTHED:
+        share = label_smoothing / num_existing
+        of_all = share * weight_sum * log_sum - share * weighted_logits / UNIT
+        ce = (1 - label_smoothing) * ce + of_all
     # The infinity of a target that does not exist comes last, so that no weight of zero turns it
     # into NaN.
     ce = tl.where(has_target, ce, ce + float("inf"))
-    ce = tl.where(norm == 0, float("inf"), ce)
-
-    # The excess E tells by how much the shift was off, log(1 + E): taken back,
-    # KL = (D + E) / (1 + E) - log(1 + E), and (E / (1 + E) - log(1 + E)) is about -E^2 / 2.
-    log_excess = log1p(excess)
-    correction = tl.where(
-        tl.abs(excess) < 1e-3,
-        excess * excess * (-0.5 + excess * (2.0 / 3.0 - 0.75 * excess)),
-        excess / (1 + excess) - log_excess,
-    )
-    kl = divergence / (1 + excess) + correction
-    if NO_LABELS_IS_NAN:
-        # A teacher that excludes every class is no distribution: as torch's softmax, NaN.
-        without_labels = tl.where(norm == 0, 0, float("nan"))
-    else:
-        without_labels = tl.zeros_like(kl)
-    kl = tl.where(t_sum == 0, without_labels, kl)
-    shift = tl.where(t_sum == 0, 0, shift + log_excess)
-    return ce, kl, (z_top, norm, z_sum, t_top, t_sum, shift, nll, share, weights)
+    kl = cross / teacher_sum / (UNIT * temperature) + tl.log(sum_t / teacher_sum)
+    nothing = sum_1 == 0
+    return tl.where(nothing, float("inf"), ce), tl.where(nothing, 0, kl)
 
 
 @triton.jit
-def gradient_tile(
-    row_state,
-    z,
-    t,
-    is_target,
+def rows_forward(
+    logits,
+    logits_row_stride,
+    logits_stride,
+    teacher,
+    teacher_row_stride,
+    teacher_stride,
     weight,
-    ce_scale,
-    ce_scale_target,
-    kl_scale,
-    inverse_temperature,
-    WEIGHTED: tl.constexpr,
-    EXACT: tl.constexpr,
+    weight_stride,
+    state,
+    rows,
+    num_rows,
+    y,
+    live,
+    known,
+    num_classes,
+    temperature,
+    label_smoothing,
+    SMOOTHED: tl.constexpr,
+    R: tl.constexpr,
+    N: tl.constexpr,
+    dtype: tl.constexpr,
 ):
-    """The gradient of a tile's logits, ``[R, N]``.
+    """Terms of R rows: ce, kl and the target's weight, ``[R]``; what the backward needs is stored.
 
-    ``ce_scale``, ``kl_scale`` and ``ce_scale_target`` (the share of the target alone, its class
-    weight included) are ``[R]`` factors of the terms; ``kl_scale`` includes T. A factor of exactly
-    0 leaves its term out, whatever it is.
+    ``live`` are the rows that exist and are not ignored, ``known`` those of them whose target is a
+    class: the others are NaN, and nothing of them is read.
     """
-    (z_max, norm, z_sum, t_max, t_sum, shift, nll, share, weights) = row_state
-    factor = (inverse_temperature * 4).to(z.dtype)
-    exponent_t = (inverse_temperature * (4 * LOG2_E)).to(z.dtype)
-    exists = z != NEVER
-    t = tl.where(exists, t * 0.25, NEVER)
-    z = z * 0.25
-    z_top, t_top = (0.25 * z_max)[:, None], (0.25 * t_max)[:, None]
-    z_norm = (1 / tl.where(z_sum == 0, 1, z_sum))[:, None]
-    t_norm = (1 / tl.where(t_sum == 0, 1, t_sum))[:, None]
-
-    shifted = z - z_top
-    ratio = log_ratio_of(t, z, t_top, z_top, shift[:, None], factor, EXACT)
-    q = tl.exp2((t - t_top) * exponent_t) * t_norm
-    p = tl.exp2(shifted * exponent_t) * z_norm
-    of_kl = kl_scale[:, None] * minus_difference_of_pair(q, p, ratio)
-    grad = tl.where(kl_scale[:, None] == 0, 0, of_kl)
-
-    p = tl.exp2(shifted * (4 * LOG2_E)) * (1 / tl.where(norm == 0, 1, norm))[:, None]
-    # p_y - 1 from the loss itself: the difference would cancel where p_y is almost 1.
-    of_ce = ce_scale_target[:, None] * tl.where(is_target, expm1(-nll)[:, None], p)
-    if WEIGHTED:
-        of_ce += (ce_scale * share)[:, None] * (weights[:, None] * p - weight)
-    grad += tl.where(ce_scale[:, None] == 0, 0, of_ce)
-    return tl.where(exists, grad, 0)
+    temperature = tl.full((), temperature, dtype)
+    label_smoothing = tl.full((), label_smoothing, dtype)
+    sums = no_classes(R, dtype)
+    for begin in range(0, num_classes, N):
+        columns = begin + tl.arange(0, N)
+        inside = columns < num_classes
+        mask = known[:, None] & inside[None, :]
+        z = load_tile(logits, logits_row_stride, logits_stride, rows, columns, mask, dtype)
+        t = load_tile(teacher, teacher_row_stride, teacher_stride, rows, columns, mask, dtype)
+        w = load_weights(weight, weight_stride, columns, inside, dtype)[None, :]
+        sums = add_tile(sums, z, t, w, temperature, SMOOTHED)
+    for i in tl.static_range(ROW_STATE):
+        tl.store(state + rows * ROW_STATE + i, sums[i].to(tl.float64), mask=rows < num_rows)
+    at_target = logits + rows * logits_row_stride + y * logits_stride
+    z_target = widened(tl.load(at_target, mask=known, other=NEVER), dtype)
+    w_target = load_weights(weight, weight_stride, y, known, dtype)
+    ce, kl = terms_of(sums, z_target, w_target, temperature, label_smoothing, SMOOTHED)
+    unknown = live & ~known
+    ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))
+    kl = tl.where(unknown, float("nan"), tl.where(live, kl, 0))
+    return ce, kl, w_target

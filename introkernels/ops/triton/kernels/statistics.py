@@ -14,10 +14,9 @@ import triton.language as tl
 from introkernels.ops.triton.kernels.reduction import is_last_to_arrive
 from introkernels.ops.triton.kernels.statistics_slice import slice_statistics, target_position
 
-# What doesn't change how a kernel should be compiled.
-NOT_SPECIALIZED = [
+# What doesn't change how kernels of statistics should be compiled.
+NOT_SPECIALIZED = (
     "ignore_index",
-    "num_classes",
     "num_slices",
     "num_groups",
     "classes_of_group",
@@ -27,7 +26,7 @@ NOT_SPECIALIZED = [
     "target_stride",
     "index_row_stride",
     "index_stride",
-]
+)
 
 
 @triton.jit
@@ -177,7 +176,7 @@ def row_statistics(
     return row, target_class, position, complete
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=["num_classes", *NOT_SPECIALIZED])
 def explanation_stats_kernel(
     gradients,
     inputs,

@@ -1,0 +1,77 @@
+"""The numbers of a call, as the operators take them: a list of floats and one of integers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Options(NamedTuple):
+    """The numbers of any loss, with defaults for those that not every operator reads.
+
+    ``floats`` and ``ints`` pack them for an operator and ``Options.of`` unpacks them;
+    csrc/common/options.h does so in C++.
+    """
+
+    # In the order of checks.loss_keywords.
+    temperature: float
+    ce_weight: float
+    kl_weight: float
+    label_smoothing: float
+    ignore_index: int
+    reduction: int
+    # Of teacher logits of explanations.
+    similarity_temperature: float = 1.0
+    similarity: int = 0
+    label_mode: int = 0
+    non_target_mass: float = 0.0
+    center: bool = False
+    # Of a head: which gradients are wanted along with its loss.
+    need_features: bool = False
+    need_weight: bool = False
+    need_bias: bool = False
+
+    @property
+    def floats(self) -> list[float]:
+        return [
+            self.temperature,
+            self.ce_weight,
+            self.kl_weight,
+            self.label_smoothing,
+            self.similarity_temperature,
+            self.non_target_mass,
+        ]
+
+    @property
+    def ints(self) -> list[int]:
+        return [
+            self.ignore_index,
+            self.reduction,
+            self.similarity,
+            int(self.center),
+            int(self.need_features),
+            int(self.need_weight),
+            int(self.need_bias),
+            self.label_mode,
+        ]
+
+    @classmethod
+    def of(cls, floats: list[float], ints: list[int]) -> Options:
+        """The options that were packed into these lists."""
+        temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, mass = floats
+        ignore_index, reduction, similarity, center, features, weight, bias, label_mode = ints
+        return cls(
+            temperature,
+            ce_weight,
+            kl_weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            similarity_temperature=similarity_temperature,
+            similarity=similarity,
+            label_mode=label_mode,
+            non_target_mass=mass,
+            center=bool(center),
+            need_features=bool(features),
+            need_weight=bool(weight),
+            need_bias=bool(bias),
+        )
