@@ -42,7 +42,9 @@ def test_concurrent_calls_give_what_single_calls_give(backend: str, function: st
         same = {"loss": (outcome.loss, alone.loss)}
         same |= {name: (outcome.grads[name], grad) for name, grad in alone.grads.items()}
         for name, (together, single) in same.items():
-            if backend == "reference":
+            if backend in ("reference", "composite") or (
+                backend != "cpu" and function == "linear_introspective_loss"
+            ):
                 # PyTorch's matrix products may round differently while other threads are at work.
                 assert_accurate(together, single.double(), name)
             else:
