@@ -161,7 +161,8 @@ def teacher_logits(
     checks.target_in_range(target, num_classes, options.ignore_index)
     checks.class_index_values(class_index, target, num_classes, options.ignore_index)
     stats = ExplanationStats(dots, sq_norms, class_index)
-    return teachers.of_stats(stats, target, num_classes, options)
+    ignored = (target == options.ignore_index)[:, None]
+    return teachers.of_stats(stats, target, num_classes, options).masked_fill_(ignored, 0)
 
 
 def introspective_forward(

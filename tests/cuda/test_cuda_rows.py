@@ -257,17 +257,17 @@ def test_a_teacher_without_weight_spoils_nothing(dtype: torch.dtype) -> None:
         assert torch.equal(result.grads["logits"], expected.grads["logits"])
 
 
-def test_soft_labels_below_the_smallest_number() -> None:
+@pytest.mark.parametrize("place", [1, 37], ids=["same_vector", "another_thread"])
+def test_soft_labels_below_the_smallest_number(place: int) -> None:
     """They matter beside a distance that is near the largest one."""
     largest = torch.finfo(torch.float32).max
-    log_q = torch.tensor([88.0, 100.0, 106.0])
-    teacher = torch.stack([torch.zeros(3), -0.05 * log_q, torch.full((3,), NEVER)], 1)
-    case = distillation_case(3, 3, reduction="none", temperature=0.05).with_tensors(
-        logits=torch.tensor([[largest, -largest, 0.0]] * 3),
-        teacher_logits=teacher,
-        target=torch.zeros(3, dtype=torch.int64),
+    logits, teacher = torch.zeros(3, 40), torch.full((3, 40), NEVER)
+    logits[:, 0], logits[:, place] = largest, -largest
+    teacher[:, 0], teacher[:, place] = 0.0, -0.05 * torch.tensor([88.0, 100.0, 106.0])
+    case = distillation_case(3, 40, reduction="none", temperature=0.05).with_tensors(
+        logits=logits, teacher_logits=teacher, target=torch.zeros(3, dtype=torch.int64)
     )
-    q = torch.softmax(teacher.double() / 0.05, 1)[:, 1]
+    q = torch.softmax(teacher.double() / 0.05, 1)[:, place]
     # An exponential has the digits of its argument, which is 7 bits long.
     assert_accurate(evaluate(case).kl, q * (2 * largest / 0.05), "kl", factor=10)
 
