@@ -291,12 +291,11 @@ def zero_ignored(rows: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 
 class RowTerms(NamedTuple):
-    """What the loss of each row is made of, before it is reduced; all float64."""
+    """What a loss is made of before it is reduced, float64: ``[B]``, ``[B]``, and `totals`."""
 
     ce: Tensor
     kl: Tensor
-    live: Tensor
-    target_weight: Tensor
+    totals: Tensor
 
 
 def row_terms(
@@ -355,8 +354,7 @@ def row_terms(
     return RowTerms(
         torch.where(live, ce, 0),
         torch.where(live, kl, 0),
-        live,
-        torch.where(live, target_weight, 0),
+        totals(live, torch.where(live, target_weight, 0)),
     )
 
 
@@ -364,11 +362,10 @@ def reduce_terms(
     terms: RowTerms, temperature: float, ce_weight: float, kl_weight: float, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its cross entropy and its divergence, reduced; float64."""
-    ce, kl = terms.ce, terms.kl
+    ce, kl, (weights, rows) = terms
     if reduction != "none":
         ce, kl = ce.sum(), kl.sum()
     if reduction == "mean":
-        weights, rows = totals(terms.live, terms.target_weight)
         ce, kl = ce / weights, kl / rows
     # A term that is switched off can't spoil the loss: 0 * inf would be NaN. The cross entropy
     # keeps its graph, so that a loss without either can be differentiated.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from introkernels import checks
 from introkernels.autograd import IntrospectiveFunction, RowLossFunction, constant, loss_parts
-from introkernels.ops.select import making, operators
+from introkernels.ops.select import for_label_mode, operators
 from introkernels.options import Options
 from introkernels.types import LabelMode, LossParts, Reduction, Similarity
 
@@ -146,7 +146,7 @@ def introspective_loss(
     )
     chosen = operators(logits.device)
     gradients, inputs, weight = gradients.detach(), inputs.detach(), constant(weight)
-    labelling = making(chosen, options.label_mode)
+    labelling = for_label_mode(chosen, options.label_mode)
     if labelling is chosen:
         parts = loss_parts(
             IntrospectiveFunction,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from introkernels import checks
 from introkernels.autograd import LinearFunction, constant, loss_parts
-from introkernels.ops.select import making, operators
+from introkernels.ops.select import for_label_mode, operators
 from introkernels.options import Options
 from introkernels.types import LabelMode, LossParts, Reduction, Similarity
 
@@ -123,7 +123,7 @@ def linear_introspective_loss(
     )
     parts = loss_parts(
         LinearFunction,
-        making(operators(features.device), options.label_mode),
+        for_label_mode(operators(features.device), options.label_mode),
         features.unsqueeze(0) if features.dim() == 1 else features.flatten(0, -2),
         weight,
         target.reshape(-1),

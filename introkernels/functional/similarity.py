@@ -9,7 +9,7 @@ from torch import Tensor
 
 from introkernels import checks
 from introkernels.autograd import RowLossFunction, constant, loss_parts
-from introkernels.ops.select import making, operators
+from introkernels.ops.select import for_label_mode, operators
 from introkernels.options import Options
 from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
 
@@ -105,7 +105,7 @@ def similarity_loss(
     dots, sq_norms = stats.dots.detach(), stats.sq_norms.detach()
     if logits.dtype == torch.float64:
         dots, sq_norms = dots.double(), sq_norms.double()
-    teacher_logits = making(chosen, options.label_mode).teacher_logits(
+    teacher_logits = for_label_mode(chosen, options.label_mode).teacher_logits(
         dots,
         sq_norms,
         target,

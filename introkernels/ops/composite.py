@@ -1,9 +1,12 @@
 """The operators made of PyTorch's own operations, for whatever no kernel here serves.
 
-They compute in the accumulation type, float32 at least, on any device, and take about as long as
-the losses written by hand with ``F.cross_entropy``, ``F.log_softmax`` and ``F.kl_div``. The row
-loss adds up the numbers of csrc/common/row_loss.h; its ``state`` holds for each row the largest
-logit and teacher logit, then the three sums of exponentials.
+They compute in the accumulation type, float32 at least, on any device. On a CPU they take 1.2 to
+1.6 times as long as losses written by hand with ``F.cross_entropy``, ``F.log_softmax`` and
+``F.kl_div`` at ``[1024, 1000]``, and three to five times at ``[64, 100]``, where the number of
+operations tells.
+Statistics store every explanation. The row loss adds up the numbers of csrc/common/row_loss.h; its
+``state`` holds for each row the largest logit and teacher logit, then the three sums of
+exponentials.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from introkernels import checks, reference, teachers
+from introkernels import reference, teachers
 from introkernels.ops.head.operators import chunked_linear
+from introkernels.ops.indices import check_explained, check_indices
 from introkernels.ops.schema import loss_dtype, state_like
 from introkernels.options import Options
 from introkernels.types import REDUCTIONS, ExplanationStats
@@ -31,7 +35,7 @@ def row_loss_forward(
     ints: list[int],
 ) -> tuple[Tensor, ...]:
     options = Options.of(floats, ints)
-    checks.target_in_range(target, logits.shape[1], options.ignore_index)
+    check_indices(target, logits.shape[1], options.ignore_index)
     z, t = _wide(logits, teacher_logits)
     exists = z != _NEVER
     z_max, t_max = _largest(z), _largest(t)
@@ -62,14 +66,9 @@ def row_loss_forward(
     kl = cross.double() / teacher_total / options.temperature + (total_t / teacher_total).log()
     kl = kl.masked_fill_(total == 0, 0)
 
-    terms = reference.RowTerms(
-        targets.only_live(ce.double()),
-        targets.only_live(kl),
-        targets.live,
-        torch.where(targets.live, target_weight, 0).double(),
-    )
+    totals = reference.totals(targets.live, torch.where(targets.live, target_weight, 0).double())
     losses = reference.reduce_terms(
-        terms,
+        reference.RowTerms(targets.only_live(ce.double()), targets.only_live(kl), totals),
         options.temperature,
         options.ce_weight,
         options.kl_weight,
@@ -78,7 +77,7 @@ def row_loss_forward(
     state = state_like(logits).zero_()
     of_rows = [z_max[:, 0], t_max[:, 0], total, total_t, teacher_total]
     state[:-1, : len(of_rows)] = torch.stack(of_rows, 1)
-    state[-1, :2] = reference.totals(targets.live, terms.target_weight)
+    state[-1, :2] = totals
     return (*(part.to(z.dtype) for part in losses), state)
 
 
@@ -134,9 +133,7 @@ def explanation_stats(
     center: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    classes = gradients.shape[1] if class_index is None else torch.iinfo(torch.int64).max
-    checks.target_in_range(target, classes, ignore_index)
-    checks.class_index_values(class_index, target, None, ignore_index)
+    check_explained(gradients, target, class_index, ignore_index)
     stats = reference.explanation_stats(
         gradients,
         inputs,
@@ -158,8 +155,7 @@ def teacher_logits(
     ints: list[int],
 ) -> Tensor:
     options = Options.of(floats, ints)
-    checks.target_in_range(target, num_classes, options.ignore_index)
-    checks.class_index_values(class_index, target, num_classes, options.ignore_index)
+    check_indices(target, num_classes, options.ignore_index, class_index)
     stats = ExplanationStats(dots, sq_norms, class_index)
     ignored = (target == options.ignore_index)[:, None]
     return teachers.of_stats(stats, target, num_classes, options).masked_fill_(ignored, 0)
@@ -178,7 +174,7 @@ def introspective_forward(
     options = Options.of(floats, ints)
     num_classes = logits.shape[1]
     # A target that is no class of the logits is none of the explanations either.
-    checks.target_in_range(target, num_classes, options.ignore_index)
+    check_indices(target, num_classes, options.ignore_index)
     dots, sq_norms = explanation_stats(
         gradients, inputs, target, class_index, options.center, options.ignore_index
     )

@@ -66,7 +66,7 @@ def _tell_missing(device: str) -> None:
     )
 
 
-def making(operators: SimpleNamespace, label_mode: int) -> SimpleNamespace:
+def for_label_mode(operators: SimpleNamespace, label_mode: int) -> SimpleNamespace:
     """``operators`` if they make teacher logits of this label mode, else the composite's.
 
     Kernels serve the common one, introkernels/teachers.py all of them.

@@ -14,7 +14,7 @@ from introkernels.options import Options
 # there what a product wrote.
 CHUNK_BYTES = 48 << 20
 # Fewer rows would leave products waiting for the weight; whole tiles of a product otherwise. With
-# the gradient of the logits, so few rows take 2 KiB a class in float32: 3 GB for 1.5 million.
+# their teacher logits, so few rows take 3.3 KiB a class in float32: 5 GB for 1.5 million.
 FEWEST_ROWS = 128
 TILE_ROWS = 64
 

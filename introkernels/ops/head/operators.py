@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from introkernels import reference, teachers
-from introkernels.ops.head.chunks import HeadCall, chunks_of
+from introkernels.ops.head.chunks import Chunk, HeadCall, chunks_of
 from introkernels.ops.head.products import Gradients, explain_weight, multiply, survey_rows
 from introkernels.ops.indices import check_indices
 from introkernels.ops.schema import loss_dtype
@@ -46,12 +46,15 @@ def chunked_linear(
         ce, kl = (features.new_empty(num_rows, dtype=dtype) for _ in range(2))
         rows, of_weight = survey_rows(call), explain_weight(call)
         gradients = Gradients(call)
-        wants_gradients = options.need_features or options.need_weight or options.need_bias
         per_row = REDUCTIONS[options.reduction] == "none"
         ones = features.new_ones(num_rows if per_row else (), dtype=dtype)
         incoming = ones if grad_loss is None else grad_loss
-        for here, chunk in chunks_of(call):
-            multiply(call, rows, of_weight, chunk, here)
+
+        def lose(chunk: Chunk, here: slice) -> Tensor:
+            """The losses of a chunk; returns the gradient of its logits, empty if nobody asks.
+
+            Teacher logits end with it: a matrix of a chunk takes some hundred bytes a class.
+            """
             stats = ExplanationStats(chunk.dots, chunk.sq_norms)
             row_loss = (
                 chunk.logits,
@@ -60,20 +63,19 @@ def chunked_linear(
                 class_weight,
             )
             _, ce[here], kl[here], state = row_loss_forward(*row_loss, *of_rows)
-            if wants_gradients:
-                # What the rows of all chunks are divided by.
-                state[-1, :2] = rows.totals
-                grad_logits = row_loss_backward(
-                    incoming[here] if per_row else incoming, *row_loss, state, floats, ints
-                )
-                # Matrices go as soon as they have served: each takes some hundred bytes a class.
-                del row_loss
-                gradients.add(of_weight, chunk, grad_logits, here)
-                del grad_logits
-            else:
-                del row_loss
+            if not (options.need_features or options.need_weight or options.need_bias):
+                return state.new_empty(0)
+            # What the rows of all chunks are divided by.
+            state[-1, :2] = rows.totals
+            return row_loss_backward(
+                incoming[here] if per_row else incoming, *row_loss, state, floats, ints
+            )
+
+        for here, chunk in chunks_of(call):
+            multiply(call, rows, of_weight, chunk, here)
+            gradients.add(of_weight, chunk, lose(chunk, here), here)
         losses = reference.reduce_terms(
-            reference.RowTerms(ce.double(), kl.double(), rows.live, rows.target_weight),
+            reference.RowTerms(ce.double(), kl.double(), rows.totals),
             options.temperature,
             options.ce_weight,
             options.kl_weight,

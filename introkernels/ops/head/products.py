@@ -47,14 +47,12 @@ class Rows(NamedTuple):
     Attributes:
         live: ``[B]``, the rows that are not ignored.
         target: ``[B]``, classes that can be read: 0 where the row's target is no class.
-        target_weight: ``[B]`` float64, the class weight of the target; 0 where it is no class.
-        totals: ``[2]`` float64, see `introkernels.reference.RowTerms`.
+        totals: ``[2]`` float64, see `introkernels.reference.totals`.
         scale: ``[B, 1]``, the power of two that keeps the squares of a row's features in range.
     """
 
     live: Tensor
     target: Tensor
-    target_weight: Tensor
     totals: Tensor
     scale: Tensor
 
@@ -82,7 +80,7 @@ def survey_rows(call: HeadCall) -> Rows:
         target_weight = torch.where(known, weights.double(), 0)
     scale = scale_of(_largest(call.features).to(dtype))
     totals = reference.totals(live, target_weight)
-    return Rows(live, target, target_weight, totals, scale[:, None])
+    return Rows(live, target, totals, scale[:, None])
 
 
 def multiply(call: HeadCall, rows: Rows, weight: Weight, chunk: Chunk, here: slice) -> None:

@@ -6,9 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from introkernels import checks
-from introkernels.ops.composite import teacher_logits
-from introkernels.ops.indices import check_indices
+from introkernels.ops import composite
+from introkernels.ops.indices import check_explained, check_indices
 from introkernels.ops.schema import loss_dtype
 from introkernels.ops.triton.kernels.introspective import introspective_forward_kernel
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
@@ -16,7 +15,6 @@ from introkernels.ops.triton.launch import MOST_REGISTERS, launch
 from introkernels.ops.triton.losses import (
     BLOCK,
     allocate_outputs,
-    row_loss_forward,
     tile_of_warps,
     variant,
     weight_arguments,
@@ -39,10 +37,7 @@ def explanation_stats(
     Indices are checked on the CPU and under ``INTROKERNELS_CHECK=1`` only; otherwise dots are NaN
     where the target is none of the row's classes.
     """
-    if not target.is_meta:
-        classes = gradients.shape[1] if class_index is None else torch.iinfo(torch.int64).max
-        checks.target_in_range(target, classes, ignore_index)
-        checks.class_index_values(class_index, target, None, ignore_index)
+    check_explained(gradients, target, class_index, ignore_index)
     dots, sq_norms = _empty_statistics(gradients)
     if dots.shape[1] == 0:
         return dots, sq_norms
@@ -73,12 +68,9 @@ def introspective_forward(
     check_indices(target, num_classes, options.ignore_index, class_index)
     if num_rows == 0:
         # Without rows there is no last program to write the sums.
-        stats = explanation_stats(
-            gradients, inputs, target, class_index, options.center, options.ignore_index
+        return composite.introspective_forward(
+            logits, target, gradients, inputs, class_index, weight, floats, ints
         )
-        teacher = teacher_logits(*stats, target, class_index, num_classes, floats, ints)
-        teacher = teacher.to(loss_dtype(logits))
-        return (*row_loss_forward(logits, teacher, target, weight, floats, ints), teacher)
     teacher = logits.new_empty(logits.shape, dtype=loss_dtype(logits))
     work = share(gradients, inputs, options.center)
     outputs = allocate_outputs(logits, options.reduction, num_rows)
