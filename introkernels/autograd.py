@@ -44,7 +44,7 @@ def _apply(function: type[LossFunction], inputs: tuple[Any, ...]) -> Any:
 
     In every call ``Function.apply`` binds its arguments to the signature of ``forward``, as some
     may come by keyword. Ours never do; what else it does is done here. ``benchmarks/apply.py``
-    measures both.
+    measures both. From torch 2.14 on they are the same: the base class binds too.
     """
     inputs = unwrap_dead_wrappers(inputs)
     return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]

