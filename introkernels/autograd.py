@@ -321,7 +321,8 @@ def loss_parts(function: type[LossFunction], *inputs: Any) -> LossParts:
     elif _needs_graph(function, inputs):
         loss, ce, kl, *_ = _apply(function, inputs)
     else:
-        loss, ce, kl, *_ = function.forward(*inputs)
+        *tensors, options = inputs
+        loss, ce, kl, *_ = function.forward(*tensors, options._replace(need_logits=False))
     return LossParts(loss, ce, kl)
 
 

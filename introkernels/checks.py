@@ -434,7 +434,7 @@ def values_are_readable(tensor: Tensor) -> bool:
 
 def target_in_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raise IndexError for a target outside ``[0, num_classes)`` that is not ``ignore_index``."""
-    if not values_are_readable(target):
+    if not values_are_readable(target) or all_are_classes(target, num_classes, ignore_index):
         return
     bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if bool(bad.any()):
@@ -443,6 +443,14 @@ def target_in_range(target: Tensor, num_classes: int, ignore_index: int) -> None
             f"target[{row}] is {int(target[row])}, outside [0, {num_classes}) and not "
             f"ignore_index={ignore_index}"
         )
+
+
+def all_are_classes(target: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether every target is known to lie in ``[0, num_classes)`` and none to be ignored."""
+    if target.numel() == 0 or 0 <= ignore_index < num_classes or is_fake(target):
+        return False
+    least, largest = target.aminmax()
+    return bool(least >= 0) and bool(largest < num_classes)
 
 
 def class_index_values(

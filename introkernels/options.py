@@ -25,7 +25,9 @@ class Options(NamedTuple):
     label_mode: int = 0
     non_target_mass: float = 0.0
     center: bool = False
-    # Of a head: which gradients are wanted along with its loss.
+    # Which gradients are wanted along with the loss: of the logits of a row loss, or of a head's
+    # tensors.
+    need_logits: bool = True
     need_features: bool = False
     need_weight: bool = False
     need_bias: bool = False
@@ -51,6 +53,7 @@ class Options(NamedTuple):
             int(self.need_features),
             int(self.need_weight),
             int(self.need_bias),
+            int(self.need_logits),
             self.label_mode,
         ]
 
@@ -58,7 +61,8 @@ class Options(NamedTuple):
     def of(cls, floats: list[float], ints: list[int]) -> Options:
         """The options that were packed into these lists."""
         temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, mass = floats
-        ignore_index, reduction, similarity, center, features, weight, bias, label_mode = ints
+        ignore_index, reduction, similarity, center, *needs, label_mode = ints
+        features, weight, bias, logits = needs
         return cls(
             temperature,
             ce_weight,
@@ -71,6 +75,7 @@ class Options(NamedTuple):
             label_mode=label_mode,
             non_target_mass=mass,
             center=bool(center),
+            need_logits=bool(logits),
             need_features=bool(features),
             need_weight=bool(weight),
             need_bias=bool(bias),

@@ -14,6 +14,7 @@ summed in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,14 +56,11 @@ def explanation_stats(
     explanations = explanations.reshape(*gradients.shape[:2], math.prod(gradients.shape[2:]))
     if center:
         explanations = explanations - explanations.mean(1, keepdim=True)
-    is_target = teachers.target_columns(target, gradients.shape[1], class_index)
-    # The target's explanation is picked by a sum over one-hot rows rather than by an index, so
-    # that a target which is no class reads nothing.
-    picked = torch.where(is_target[:, :, None], explanations, 0).sum(1, keepdim=True)
-    dots = (explanations * picked).sum(-1)
+    column, known = teachers.target_column(target, gradients.shape[1], class_index)
+    of_target = explanations.take_along_dim(column[:, :, None], 1)
+    dots = (explanations * of_target).sum(-1)
     sq_norms = explanations.square().sum(-1)
     live = (target != ignore_index)[:, None]
-    known = is_target.any(1, keepdim=True)
     dots = torch.where(known, dots, float("nan"))
     return ExplanationStats(
         torch.where(live, dots, 0).detach(), torch.where(live, sq_norms, 0).detach(), class_index
@@ -291,11 +289,11 @@ def zero_ignored(rows: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 
 class RowTerms(NamedTuple):
-    """What a loss is made of before it is reduced, float64: ``[B]``, ``[B]``, and `totals`."""
+    """What a loss is made of before it is reduced: ``[B]``, ``[B]``, and `totals`."""
 
     ce: Tensor
     kl: Tensor
-    totals: Tensor
+    totals: Tensor | Sequence[Tensor | float]
 
 
 def row_terms(
@@ -316,7 +314,7 @@ def row_terms(
     num_classes = logits.shape[1]
     live = target != ignore_index
     known = (target >= 0) & (target < num_classes)
-    is_target = teachers.target_columns(target, num_classes, None)
+    is_target = target[:, None] == torch.arange(num_classes, device=target.device)
     # Whatever an ignored row holds, even NaN, it stays out of the loss and its gradient.
     z = torch.where(live[:, None], logits.double(), 0)
     t = torch.where(live[:, None], teacher_logits.detach().double(), 0)
@@ -361,7 +359,7 @@ def row_terms(
 def reduce_terms(
     terms: RowTerms, temperature: float, ce_weight: float, kl_weight: float, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its cross entropy and its divergence, reduced; float64."""
+    """The loss, its cross entropy and its divergence, reduced, in the dtype of the terms."""
     ce, kl, (weights, rows) = terms
     if reduction != "none":
         ce, kl = ce.sum(), kl.sum()
@@ -369,8 +367,10 @@ def reduce_terms(
         ce, kl = ce / weights, kl / rows
     # A term that is switched off can't spoil the loss: 0 * inf would be NaN. The cross entropy
     # keeps its graph, so that a loss without either can be differentiated.
-    off = torch.zeros_like(ce, dtype=torch.bool)
-    loss = ce_weight * ce if ce_weight > 0 else torch.where(off, ce, 0)
+    if ce_weight > 0:
+        loss = ce_weight * ce
+    else:
+        loss = torch.where(torch.zeros_like(ce, dtype=torch.bool), ce, 0)
     if kl_weight > 0:
         loss = loss + kl_weight * temperature**2 * kl
     return loss, ce, kl

@@ -148,16 +148,16 @@ def of_similarities(
     non_target_mass: float,
 ) -> Tensor:
     """Teacher logits ``[B, K]`` of similarities ``[B, K]``; keywords as in `teacher_logits`."""
-    is_target = target_columns(target, similarity.shape[1], class_index)
+    column, known = target_column(target, similarity.shape[1], class_index)
     if label_mode == "softmax":
         logits = (similarity - 1).div_(similarity_temperature)
     else:
         # A class without others has all of the mass.
         mass = non_target_mass if similarity.shape[1] > 1 else 0.0
-        others = similarity.masked_fill(is_target, _NEVER) / (similarity_temperature * temperature)
-        log_q = _log(mass) + torch.log_softmax(others, 1)
-        logits = temperature * torch.where(is_target, _log(1 - mass), log_q)
-    return logits.masked_fill_(~is_target.any(1, keepdim=True), float("nan"))
+        others = similarity.scatter(1, column, _NEVER) / (similarity_temperature * temperature)
+        log_q = torch.log_softmax(others, 1).add_(_log(mass))
+        logits = log_q.scatter(1, column, _log(1 - mass)).mul_(temperature)
+    return logits.masked_fill_(~known, float("nan"))
 
 
 def of_stats(stats: ExplanationStats, target: Tensor, num_classes: int, options: Options) -> Tensor:
@@ -174,11 +174,18 @@ def of_stats(stats: ExplanationStats, target: Tensor, num_classes: int, options:
     return among_all(found, stats.class_index, num_classes)
 
 
-def target_columns(target: Tensor, num_classes: int, class_index: Tensor | None) -> Tensor:
-    """``[B, K]``: where a row's target stands among its explained classes."""
-    if class_index is None:
-        return target[:, None] == torch.arange(num_classes, device=target.device)
-    return target[:, None] == class_index
+def target_column(
+    target: Tensor, num_classes: int, class_index: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Where a row's target stands among its explained classes, and whether it does: ``[B, 1]``.
+
+    A target that is not among them has a column too, which can be read.
+    """
+    if class_index is not None:
+        known, column = (class_index == target[:, None]).max(1, keepdim=True)
+        return column, known
+    column = target.clamp(0, num_classes - 1)
+    return column[:, None], (column == target)[:, None]
 
 
 def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> Tensor:
@@ -196,13 +203,15 @@ def similarities_of(stats: ExplanationStats, target: Tensor, similarity: Similar
     """Similarities ``[B, K]``, float32 at least, with nothing checked."""
     wide = torch.promote_types(stats.dots.dtype, torch.float32)
     dots, sq_norms = stats.dots.detach().to(wide), stats.sq_norms.detach().to(wide)
-    is_target = target_columns(target, dots.shape[1], stats.class_index)
-    of_target = torch.where(is_target, sq_norms, 0).sum(1, keepdim=True)
+    column, known = target_column(target, dots.shape[1], stats.class_index)
+    of_target = sq_norms.gather(1, column).masked_fill_(~known, float("nan"))
     # Two roots rather than the root of the product, which would underflow.
     scale = sq_norms.sqrt() * of_target.sqrt() if similarity == "cosine" else of_target
     result = (dots / scale).clamp(-1, 1).masked_fill_(scale == 0, 0)
-    # A norm that overflowed says nothing of the angle; dots / inf would pass for a right one.
-    return result.masked_fill_(scale.isinf(), float("nan")).masked_fill_(is_target, 1)
+    # A norm that overflowed says nothing of the angle, and dots / inf would pass for a right one:
+    # inf times zero is NaN.
+    of_itself = torch.where(known, 1.0, float("nan")).to(wide)
+    return result.add_(scale, alpha=0).scatter(1, column, of_itself)
 
 
 def _check(stats: ExplanationStats, target: Tensor, ignore_index: int) -> None:

@@ -19,7 +19,7 @@ def _in_double(name: str) -> Callable[..., Any]:
 
     def kernel(*args: Any) -> Any:
         outputs = operator(*(_double(arg) for arg in args))
-        like = schema.FAKES[name](*args)
+        like = schema.FAKES_OF_TORCH[name](*args)
         if isinstance(outputs, Tensor):
             return outputs.to(like.dtype)
         return tuple(output.to(of.dtype) for output, of in zip(outputs, like, strict=True))

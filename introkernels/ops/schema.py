@@ -9,10 +9,12 @@ float64, and, where Triton is usable, ``introkernels_triton``.
 ``reduction`` 0 none, 1 mean, 2 sum; ``similarity`` 0 cosine, 1 projection; ``label_mode`` as in
 introkernels/types.py: 0, a softmax, is the only one that kernels make.
 
-Losses return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars) and ``state [B + 1, ROW_STATE]``
-float64: what a backend keeps of each row for its backward, then, in the first two numbers of the
-last row, what means are divided by: the sum of the target weights (NaN where it is 0), and the
-number of rows not ignored. ``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any
+Losses return ``loss``, ``ce``, ``kl`` (``[B]`` or scalars) and ``state``, what a backward reads
+beside the inputs. Kernels keep ``[B + 1, ROW_STATE]`` float64: some numbers of each row, then, in
+the first two of the last row, what means are divided by: the sum of the target weights (NaN where
+it is 0), and the number of rows not ignored. PyTorch's own operations keep the gradient ``[B, C]``
+for an incoming gradient of 1, in the dtype of the loss; nothing where ``need_logits`` is not set.
+ ``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any
 strides. Teacher logits ``[B, C]`` that an operator returns are float64 for float64 logits or
 statistics, else float32.
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,15 +136,33 @@ FAKES: dict[str, Callable[..., Any]] = {
     "linear": _fake_linear,
 }
 
+
+def _fake_with_gradient(logits: Tensor, *rest: Any, fake: Callable[..., Any]) -> tuple[Tensor, ...]:
+    loss, ce, kl, _, *teacher_logits = fake(logits, *rest)
+    state = logits.new_empty(logits.shape if rest[-1][7] else (0,), dtype=loss_dtype(logits))
+    return loss, ce, kl, state, *teacher_logits
+
+
+FAKES_OF_TORCH = FAKES | {
+    name: partial(_fake_with_gradient, fake=FAKES[name])
+    for name in ("row_loss_forward", "introspective_forward")
+}
+
 # These call matrix products, which autocast would turn into half precision.
 _WITH_MATRIX_PRODUCTS = ("explanation_stats", "introspective_forward", "linear")
 
 
-def define(namespace: str, kernels: Any) -> SimpleNamespace:
+def define(namespace: str, kernels: Any, *, of_torch: bool = False) -> SimpleNamespace:
     """Define every operator in ``namespace`` with ``kernels.<name>`` behind it on any device.
 
-    A library loaded later takes over for the devices that it serves. Returns the operators by name.
+    A library loaded later takes over for the devices that it serves, unless ``kernels`` are there
+    to be what they are: PyTorch's own operations, whose ``state`` is a gradient.
+
+    Returns:
+        The operators by name. With ``of_torch`` they are functions that go past the dispatcher
+        where nobody watches it.
     """
+    fakes = FAKES_OF_TORCH if of_torch else FAKES
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     operators = {}
@@ -151,13 +172,13 @@ def define(namespace: str, kernels: Any) -> SimpleNamespace:
         kernel = torch.no_grad()(getattr(kernels, name))
         library.impl(name, kernel, "CompositeExplicitAutograd")
         qualified = f"{namespace}::{name}"
-        torch.library.register_fake(qualified, FAKES[name], lib=library)
+        torch.library.register_fake(qualified, fakes[name], lib=library)
         operator = getattr(getattr(torch.ops, namespace), name).default
         torch.library.register_vmap(qualified, _one_call_a_sample(operator), lib=library)
         if name in _WITH_MATRIX_PRODUCTS:
             for device in ("cpu", "cuda"):
                 library.impl(name, _without_autocast(operator, device), f"Autocast{device.upper()}")
-        operators[name] = operator
+        operators[name] = _past_the_dispatcher(kernel, operator) if of_torch else operator
     return SimpleNamespace(**operators)
 
 
@@ -186,6 +207,26 @@ def _one_call_a_sample(operator: Any) -> Callable[..., Any]:
         return stacked, (0,) * len(stacked)
 
     return rule
+
+
+def _past_the_dispatcher(kernel: Callable[..., Any], operator: Any) -> Callable[..., Any]:
+    """``kernel``, or ``operator`` where something between the two has a say.
+
+    A kernel in Python costs the dispatcher some 15 microseconds, as much as ten operations of a
+    small loss.
+    """
+
+    def call(*args: Any) -> Any:
+        watched = (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch.is_autocast_enabled("cpu")
+            or torch.is_autocast_enabled("cuda")
+        )
+        return operator(*args) if watched else kernel(*args)
+
+    return call
 
 
 def _without_autocast(operator: Any, device: str) -> Callable[..., Any]:

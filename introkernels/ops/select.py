@@ -16,8 +16,8 @@ from introkernels.ops.head.operators import register_head
 from introkernels.types import LABEL_MODES
 
 _NATIVE = schema.define("introkernels", composite)
-_COMPOSITE = schema.define("introkernels_composite", composite)
-_REFERENCE = schema.define("introkernels_reference", in_double.KERNELS)
+_COMPOSITE = schema.define("introkernels_composite", composite, of_torch=True)
+_REFERENCE = schema.define("introkernels_reference", in_double.KERNELS, of_torch=True)
 # Defined here, and not at first use: a first use may lie inside torch.compile, which can trace a
 # call of an operator but not its definition. Where Triton is not usable this costs nothing.
 _TRITON = (
@@ -60,7 +60,7 @@ def _tell_missing(device: str) -> None:
     reasons = "; ".join(f"{name}: {loader.STATUS[name]}" for name in names)
     warnings.warn(
         f"introkernels has no kernels for tensors on {device!r} here and computes its losses with "
-        f"PyTorch's own operations, several times slower ({reasons}). `introkernels doctor` says "
+        f"PyTorch's own operations, slower ({reasons}). `introkernels doctor` says "
         "how to mend it; introkernels.use_backend('composite') chooses this on purpose.",
         stacklevel=4,
     )
@@ -91,7 +91,9 @@ def operators(device: torch.device) -> SimpleNamespace:
     if chosen == "auto":
         if device.type in _missing and not is_dynamo_compiling():
             _tell_missing(device.type)
-        return _TRITON if _TRITON is not None and device.type == "cuda" else _NATIVE
+        if device.type == "cuda" and _TRITON is not None:
+            return _TRITON
+        return _NATIVE if loader.STATUS.get(device.type) == loader.LOADED else _COMPOSITE
     if chosen == "reference":
         return _REFERENCE
     if chosen == "composite":

@@ -19,7 +19,7 @@ import introkernels as ik
 from introkernels import checks
 from introkernels.ops import composite
 from introkernels.ops.head import chunks
-from introkernels.ops.head.operators import chunked_linear, register_head
+from introkernels.ops.head.operators import chunk_loss_of, chunked_linear, register_head
 from introkernels.ops.head.products import scale_of
 from introkernels.ops.schema import ROW_STATE, define
 from introkernels.ops.select import served_by
@@ -27,7 +27,8 @@ from introkernels.ops.select import served_by
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 # Row losses that come from C++ where it is built.
-ROWS = torch.ops.introkernels
+ROW_LOSS = ("row_loss_forward", "row_loss_backward")
+ROWS = chunk_loss_of(*(getattr(torch.ops.introkernels, name) for name in ROW_LOSS))
 HEAD = define("introkernels_head_test", composite)
 register_head("introkernels_head_test", "CPU", ROWS)
 
@@ -155,7 +156,7 @@ def test_an_unknown_target_raises_where_it_can_be_seen() -> None:
 
 
 UNCHECKED = define("introkernels_head_test_unchecked", composite)
-register_head("introkernels_head_test_unchecked", "CPU", torch.ops.introkernels_reference)
+register_head("introkernels_head_test_unchecked", "CPU", composite.chunk_loss)
 
 
 @pytest.mark.parametrize("target", [-1, 5, -(1 << 40), 1 << 40])
@@ -391,7 +392,7 @@ def test_the_host_never_waits(
     """Past the dispatcher, under which no mode would see what an operator calls."""
     calls = operator_calls(CASES[name]())
     monkeypatch.setattr(checks, "values_are_readable", lambda tensor: False)
-    linear = chunked_linear(ROWS.row_loss_forward, ROWS.row_loss_backward)
+    linear = chunked_linear(ROWS)
     for func, arguments in calls:
         with torch.no_grad(), NeverWaiting():
             outputs = linear(*arguments)
@@ -432,7 +433,8 @@ def test_memory_is_that_of_a_chunk(reduction: str) -> None:
 
 
 def test_a_namespace_serves_its_own_row_losses() -> None:
-    operators = define("introkernels_head_test_own", composite)
+    rows = {name: getattr(torch.ops.introkernels, name) for name in ROW_LOSS}
+    operators = define("introkernels_head_test_own", SimpleNamespace(**vars(composite) | rows))
     register_head("introkernels_head_test_own", "CPU")
     with served_by(SimpleNamespace(**vars(operators))):
         assert_follows_definition(linear_case(7, 19))

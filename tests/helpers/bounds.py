@@ -69,7 +69,7 @@ def bounds_of(case: Case, grad_loss: Tensor | None) -> Bounds:
     rows = _rows_of(exact, keywords, eps, dtype)
 
     live = rows.target != keywords["ignore_index"]
-    is_target = teachers.target_columns(rows.target, rows.logits.shape[1], None)
+    is_target = rows.target[:, None] == torch.arange(rows.logits.shape[1])
     exists = rows.logits != float("-inf")
     log_p1 = _log_softmax(rows.logits, exists)
     log_p = _log_softmax(rows.logits / temperature, exists)
@@ -188,7 +188,8 @@ def _similarity_error(
     stats: ik.ExplanationStats, target: Tensor, similarity: str, precision: float
 ) -> Tensor:
     """By how much similarities may be off, of statistics whose rows have this ``precision``."""
-    is_target = teachers.target_columns(target, stats.dots.shape[1], stats.class_index)
+    classes = torch.arange(stats.dots.shape[1]) if stats.class_index is None else stats.class_index
+    is_target = target[:, None] == classes
     of_target = torch.where(is_target, stats.sq_norms, 0).sum(1, keepdim=True)
     dots_error, norms_error = (
         precision * values.norm(dim=1, keepdim=True) for values in (stats.dots, stats.sq_norms)

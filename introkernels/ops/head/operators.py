@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,53 @@ from introkernels.types import REDUCTIONS, ExplanationStats
 Linear = Callable[..., tuple[Tensor, ...]]
 
 
-def chunked_linear(
+class ChunkLoss(Protocol):
+    """The row loss of a chunk, whose rows are some of a batch."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        totals: Tensor,
+        incoming: Tensor,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropies and divergences ``[rows]``, then the gradient of the logits.
+
+        The latter is empty unless ``options.need_logits``. ``totals`` are those of the batch,
+        ``incoming`` is the gradient of the loss: of each row where the reduction is none.
+        """
+
+
+def chunk_loss_of(
     row_loss_forward: Callable[..., tuple[Tensor, ...]], row_loss_backward: Callable[..., Tensor]
-) -> Linear:
+) -> ChunkLoss:
+    """The row loss of a chunk made of a backend's operators."""
+
+    def chunk_loss(
+        logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        totals: Tensor,
+        incoming: Tensor,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        row_loss = logits, teacher_logits, target, weight
+        of_rows = options._replace(reduction=REDUCTIONS.index("none"))
+        _, ce, kl, state = row_loss_forward(*row_loss, of_rows.floats, of_rows.ints)
+        if not options.need_logits:
+            return ce, kl, state.new_empty(0)
+        # What the rows of all chunks are divided by.
+        state[-1, :2] = totals
+        return ce, kl, row_loss_backward(incoming, *row_loss, state, options.floats, options.ints)
+
+    return chunk_loss
+
+
+def chunked_linear(chunk_loss: ChunkLoss) -> Linear:
     """``linear`` of introkernels/ops/schema.py on a row loss.
 
     It walks over chunks of rows: logits and statistics, teacher logits, row loss, gradients.
@@ -38,9 +82,11 @@ def chunked_linear(
         ints: list[int],
     ) -> tuple[Tensor, ...]:
         options = Options.of(floats, ints)
+        options = options._replace(
+            need_logits=options.need_features or options.need_weight or options.need_bias
+        )
         check_indices(target, weight.shape[0], options.ignore_index)
         call = HeadCall(features, weight, target, bias, class_weight, options)
-        of_rows = (floats, options._replace(reduction=REDUCTIONS.index("none")).ints)
         num_rows, num_classes = len(features), len(weight)
         dtype = loss_dtype(features)
         ce, kl = (features.new_empty(num_rows, dtype=dtype) for _ in range(2))
@@ -56,20 +102,16 @@ def chunked_linear(
             Teacher logits end with it: a matrix of a chunk takes some hundred bytes a class.
             """
             stats = ExplanationStats(chunk.dots, chunk.sq_norms)
-            row_loss = (
+            ce[here], kl[here], grad = chunk_loss(
                 chunk.logits,
                 teachers.of_stats(stats, target[here], num_classes, options),
                 target[here],
                 class_weight,
+                rows.totals,
+                incoming[here] if per_row else incoming,
+                options,
             )
-            _, ce[here], kl[here], state = row_loss_forward(*row_loss, *of_rows)
-            if not (options.need_features or options.need_weight or options.need_bias):
-                return state.new_empty(0)
-            # What the rows of all chunks are divided by.
-            state[-1, :2] = rows.totals
-            return row_loss_backward(
-                incoming[here] if per_row else incoming, *row_loss, state, floats, ints
-            )
+            return grad
 
         for here, chunk in chunks_of(call):
             multiply(call, rows, of_weight, chunk, here)
@@ -90,17 +132,19 @@ def chunked_linear(
 _libraries: list[torch.library.Library] = []
 
 
-def register_head(namespace: str, dispatch_key: str, row_losses: Any = None) -> None:
+def register_head(namespace: str, dispatch_key: str, chunk_loss: ChunkLoss | None = None) -> None:
     """Serve ``linear`` of ``namespace`` for ``dispatch_key``.
 
     Args:
         namespace: one that introkernels/ops/schema.py has defined.
         dispatch_key: ``"CUDA"`` or ``"CPU"``.
-        row_losses: where the row loss comes from; without it, from ``namespace`` itself.
+        chunk_loss: the row loss; without it, that of ``namespace`` itself.
     """
-    row_losses = row_losses or getattr(torch.ops, namespace)
-    linear = chunked_linear(row_losses.row_loss_forward, row_losses.row_loss_backward)
+    operators = getattr(torch.ops, namespace)
+    chunk_loss = chunk_loss or chunk_loss_of(
+        operators.row_loss_forward, operators.row_loss_backward
+    )
     library = torch.library.Library(namespace, "IMPL")
     _libraries.append(library)
     # Kernels lie below autograd even where they are made of differentiable functions.
-    library.impl("linear", torch.no_grad()(linear), dispatch_key)
+    library.impl("linear", torch.no_grad()(chunked_linear(chunk_loss)), dispatch_key)
