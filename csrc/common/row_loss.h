@@ -64,19 +64,31 @@ struct RowSums {
     const double z_step = z_max == new_z_max ? 0.0 : z_max - new_z_max;
     const double t_step = t_max == new_t_max ? 0.0 : t_max - new_t_max;
     if (z_step == 0 && t_step == 0) return *this;
-    const double teacher_scale = std::exp(t_step / temperature);
+    const double inverse = 1 / temperature;
+    const double teacher_scale = std::exp(t_step * inverse);
     RowSums moved = *this;
     moved.z_max = new_z_max;
     moved.t_max = new_t_max;
     moved.sum *= std::exp(z_step);
-    moved.sum_t *= std::exp(z_step / temperature);
+    moved.sum_t *= std::exp(z_step * inverse);
     moved.teacher_sum *= teacher_scale;
     // Where nothing is left of a part, a step may be infinite.
     moved.cross = moved.teacher_sum == 0
                       ? 0.0
-                      : teacher_scale * (cross + teacher_sum * ((t_step - z_step) / temperature));
+                      : teacher_scale * (cross + teacher_sum * ((t_step - z_step) * inverse));
     if (weight_sum != 0) moved.weighted_logits += weight_sum * z_step;
     return moved;
+  }
+
+  // More classes, relative to the same references.
+  INTROKERNELS_INLINE void add(const RowSums& other) {
+    sum += other.sum;
+    sum_t += other.sum_t;
+    teacher_sum += other.teacher_sum;
+    cross += other.cross;
+    num_existing += other.num_existing;
+    weight_sum += other.weight_sum;
+    weighted_logits += other.weighted_logits;
   }
 };
 
@@ -85,14 +97,7 @@ INTROKERNELS_INLINE RowSums merge(const RowSums& a, const RowSums& b, double tem
   const double z_max = a.z_max > b.z_max ? a.z_max : b.z_max;
   const double t_max = a.t_max > b.t_max ? a.t_max : b.t_max;
   RowSums merged = a.relative_to(z_max, t_max, temperature);
-  const RowSums other = b.relative_to(z_max, t_max, temperature);
-  merged.sum += other.sum;
-  merged.sum_t += other.sum_t;
-  merged.teacher_sum += other.teacher_sum;
-  merged.cross += other.cross;
-  merged.num_existing += other.num_existing;
-  merged.weight_sum += other.weight_sum;
-  merged.weighted_logits += other.weighted_logits;
+  merged.add(b.relative_to(z_max, t_max, temperature));
   return merged;
 }
 

@@ -57,19 +57,18 @@ __device__ __forceinline__ void store_loss(const LossOutputs& outputs, int64_t i
 __device__ inline void finish_row(const Rows& rows, int64_t row, const Target& target,
                                   const RowSums& sums, const LossOutputs& outputs,
                                   const Terms& terms) {
-  RowSums state{};
   RowTerms of_row{0, 0};
   double target_weight = 0;
   if (target.is_known) {
-    state = sums;
+    outputs.state[row] = sums;
     target_weight = weight_of(rows, target.y);
     const double target_logit = Row<AnyNumber, double, 1>(rows.logits, row).value(target.y);
     of_row = terms_of(sums, target_logit, target_weight, rows.options);
-  } else if (target.is_live) {
-    state.sum = state.sum_t = state.teacher_sum = kNaN<double>;
-    of_row = {kNaN<double>, kNaN<double>};
+  } else {
+    const double sum = target.is_live ? kNaN<double> : 0.0;
+    outputs.state[row] = {0, 0, sum, sum, sum, 0, 0, 0, 0};
+    of_row = {sum, sum};
   }
-  outputs.state[row] = state;
   terms.set(row, of_row, target_weight, target.is_live);
   if (rows.options.reduction == Reduction::kNone) store_loss(outputs, row, of_row, rows);
 }

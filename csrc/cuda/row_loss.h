@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -47,35 +48,70 @@ struct Exponents {
 // The logits and the teacher logits of a row as threads walk them, N classes at a time.
 template <typename Z, typename U, typename T, int N>
 class RowPair {
+  using LogitsRow = Row<Z, T, N>;
+  using TeacherRow = Row<U, T, N>;
+
  public:
   __device__ __forceinline__ RowPair(const Rows& rows, int64_t row)
       : logits_(rows.logits, row), teacher_(rows.teacher, row), num_classes_(rows.num_classes) {}
 
-  // work(first, z, t) for vectors begin + rank, begin + rank + size … below end, whose first
-  // classes are `first`. The next vector is on its way while one is worked on.
+  // Whether for_whole may be used: both rows are read as whole words.
+  __device__ __forceinline__ bool is_whole() const {
+    return kTypesAreKnown && logits_.is_whole() && teacher_.is_whole();
+  }
+
+  // work(first, z, t) for vectors v, v + size … below end that lie within rows that are whole, from
+  // addresses that are one addition away from the last. Returns the first of the others. The next
+  // vector is on its way while one is worked on.
   template <typename Work>
-  __device__ __forceinline__ void for_each(int rank, int size, int begin, int end,
-                                           const Work& work) const {
-    typename Row<Z, T, N>::Fetched fetched_z;
-    typename Row<U, T, N>::Fetched fetched_t;
-    // One step before the first: written like this there is one place that fetches.
+  __device__ __forceinline__ int for_whole(int v, int size, int end, const Work& work) const {
+    if constexpr (kTypesAreKnown) {
+      const int whole = std::min(end, int(num_classes_ / N));
+      if (v >= whole) return v;
+      auto z_at = logits_.at(v);
+      auto t_at = teacher_.at(v);
+      typename LogitsRow::Fetched fetched_z;
+      typename TeacherRow::Fetched fetched_t;
+      LogitsRow::fetch_whole(z_at, &fetched_z);
+      TeacherRow::fetch_whole(t_at, &fetched_t);
 #pragma unroll 1
-    for (int v = begin + rank - size; v < end; v += size) {
+      for (; v < whole; v += size) {
+        T z[N], t[N];
+        LogitsRow::convert(fetched_z, z);
+        TeacherRow::convert(fetched_t, t);
+        if (v + size < whole) {
+          z_at += size;
+          t_at += size;
+          LogitsRow::fetch_whole(z_at, &fetched_z);
+          TeacherRow::fetch_whole(t_at, &fetched_t);
+        }
+        work(int64_t(v) * N, z, t);
+      }
+    }
+    return v;
+  }
+
+  // The same for all vectors of any rows, one after the other: registers for a vector on its way
+  // would cost warps, which hide more.
+  template <typename Work>
+  __device__ __forceinline__ void for_each(int v, int size, int end, const Work& work) const {
+#pragma unroll 1
+    for (; v < end; v += size) {
+      typename LogitsRow::Fetched fetched_z;
+      typename TeacherRow::Fetched fetched_t;
+      logits_.fetch(int64_t(v) * N, num_classes_, &fetched_z);
+      teacher_.fetch(int64_t(v) * N, num_classes_, &fetched_t);
       T z[N], t[N];
-      const bool has_work = v >= begin;
-      if (has_work) {
-        Row<Z, T, N>::convert(fetched_z, z);
-        Row<U, T, N>::convert(fetched_t, t);
-      }
-      if (v + size < end) {
-        logits_.fetch(int64_t(v + size) * N, num_classes_, &fetched_z);
-        teacher_.fetch(int64_t(v + size) * N, num_classes_, &fetched_t);
-      }
-      if (has_work) work(int64_t(v) * N, z, t);
+      LogitsRow::convert(fetched_z, z);
+      TeacherRow::convert(fetched_t, t);
+      work(int64_t(v) * N, z, t);
     }
   }
 
  private:
+  static constexpr bool kTypesAreKnown =
+      !std::is_same_v<Z, AnyNumber> && !std::is_same_v<U, AnyNumber>;
+
   Row<Z, T, N> logits_;
   Row<U, T, N> teacher_;
   int64_t num_classes_;
@@ -111,29 +147,31 @@ struct ThreadSums {
     weighted_logits = fma_of(weight_sum, z_step, weighted_logits);
   }
 
-  // N more classes, from class `first` on.
-  template <bool kWeighted, int N>
+  // N more classes, from class `first` on. Unless kMasked, a class that does not exist may leave
+  // an infinite `cross`.
+  template <bool kMasked, bool kWeighted, int N>
   __device__ __forceinline__ void add(int64_t first, const T (&z)[N], T (&t)[N], const Rows& rows,
                                       const Exponents<T>& exponents) {
     T z_top = z_max, t_top = t_max;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       // A class that does not exist has no soft label.
-      t[i] = z[i] == kNever<T> ? kNever<T> : t[i];
+      if constexpr (kMasked) t[i] = z[i] == kNever<T> ? kNever<T> : t[i];
       z_top = max_of(z_top, z[i]);
       t_top = max_of(t_top, t[i]);
     }
     if (z_top > z_max || t_top > t_max) move_to(z_top, t_top, exponents);
     const T z_from = -kUnit<T> * z_max, t_from = -kUnit<T> * t_max;
     // Summed up on their own: a long row would drift by as many roundings as it has classes.
-    T of_1 = 0, of_t = 0, of_teacher = 0, of_cross = 0;
+    T of_1, of_t, of_teacher, of_cross = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const T d = distance(z[i], z_from), e = distance(t[i], t_from);
-      of_1 += exp2_of(d * exponents.of_1);
-      of_t += exp2_of(d * exponents.of_t);
+      const T p_1 = exp2_of(d * exponents.of_1), p = exp2_of(d * exponents.of_t);
       const T q = exp2_of(fma_of(e, exponents.of_t, T(kBias)));
-      of_teacher += q;
+      of_1 = i == 0 ? p_1 : of_1 + p_1;
+      of_t = i == 0 ? p : of_t + p;
+      of_teacher = i == 0 ? q : of_teacher + q;
       // 0 times the infinite distance of a class without a soft label would be NaN.
       of_cross = q > 0 ? fma_of(q, e - d, of_cross) : of_cross;
       if constexpr (kWeighted) {
@@ -158,20 +196,36 @@ __device__ __forceinline__ RowSums sum_vectors(Group* group, const RowPair<Z, U,
                                                int begin, int end, const Rows& rows) {
   const Exponents<T> exponents(rows.options.temperature);
   ThreadSums<T> own;
-  pair.for_each(group->rank(), group->size(), begin, end,
-                [&](int64_t first, const T(&z)[N], T(&t)[N]) {
-                  own.template add<kWeighted>(first, z, t, rows, exponents);
-                });
-  T largest[] = {own.z_max, own.t_max};
-  group->reduce(largest, Largest{});
-  own.move_to(largest[0], largest[1], exponents);
-  T sums[kWeighted ? 7 : 4] = {own.sum, own.sum_t, own.teacher_sum, own.cross};
-  if constexpr (kWeighted) {
-    sums[4] = own.num_existing;
-    sums[5] = own.weight_sum;
-    sums[6] = own.weighted_logits;
+  T sums[kWeighted ? 7 : 4];
+#pragma unroll 1
+  for (bool is_fast = !kWeighted && pair.is_whole();; is_fast = false) {
+    own = {};
+    int v = begin + group->rank();
+    if (is_fast) {
+      v = pair.for_whole(v, group->size(), end, [&](int64_t first, const T(&z)[N], T(&t)[N]) {
+        own.template add<false, false>(first, z, t, rows, exponents);
+      });
+    }
+    pair.for_each(v, group->size(), end, [&](int64_t first, const T(&z)[N], T(&t)[N]) {
+      own.template add<true, kWeighted>(first, z, t, rows, exponents);
+    });
+    T largest[] = {own.z_max, own.t_max};
+    group->reduce(largest, Largest{});
+    own.move_to(largest[0], largest[1], exponents);
+    sums[0] = own.sum;
+    sums[1] = own.sum_t;
+    sums[2] = own.teacher_sum;
+    sums[3] = own.cross;
+    if constexpr (kWeighted) {
+      sums[4] = own.num_existing;
+      sums[5] = own.weight_sum;
+      sums[6] = own.weighted_logits;
+    }
+    group->reduce(sums, Sum{});
+    // A class that does not exist was at an infinite distance from its soft label: once more, with
+    // an eye on such classes, which takes two more instructions of twenty.
+    if (!is_fast || sums[3] - sums[3] == T(0)) break;
   }
-  group->reduce(sums, Sum{});
   RowSums result = RowSums::none();
   if (sums[0] != T(0)) result.z_max = double(own.z_max);
   if (sums[2] != T(0)) result.t_max = double(own.t_max);

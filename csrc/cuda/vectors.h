@@ -79,6 +79,19 @@ class Row {
     is_whole_ = column_stride_ == 1 && reinterpret_cast<uint64_t>(data_) % uint64_t(word) == 0;
   }
 
+  // Whether vectors within the row can be read as whole words.
+  __device__ __forceinline__ bool is_whole() const { return is_whole_; }
+
+  // Where vector v lies, in a row that is whole and of a known type.
+  __device__ __forceinline__ const Fetched* at(int v) const {
+    return reinterpret_cast<const Fetched*>(data_) + v;
+  }
+
+  __device__ __forceinline__ static void fetch_whole(const Fetched* from, Fetched* out) {
+#pragma unroll
+    for (int i = 0; i < Fetched::kWords; ++i) out->words[i] = from->words[i];
+  }
+
   // Classes [first, first + N) of a row of num_classes; -inf for those outside of it.
   __device__ __forceinline__ void fetch(int64_t first, int64_t num_classes, Fetched* out) const {
     if constexpr (kIsAny) {
@@ -94,6 +107,15 @@ class Row {
   }
 
   __device__ __forceinline__ static void convert(const Fetched& fetched, T (&out)[N]) {
+    if constexpr (std::is_same_v<S, BFloat16> && N % 2 == 0) {
+      // One instruction each; the upper one of a pair by itself would take two.
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) {
+        out[2 * i] = T(__uint_as_float(fetched.pairs[i] << 16));
+        out[2 * i + 1] = T(__uint_as_float(fetched.pairs[i] & 0xffff0000U));
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if constexpr (kIsAny) {
