@@ -154,15 +154,15 @@ FAULTS = (
     Fault(
         "roundings of a long row add up",
         "cuda/row_loss.h",
-        "of_1 += exp2_of(d * exponents.of_1);",
-        "sum += exp2_of(d * exponents.of_1);",
+        "of_1 = i == 0 ? p_1 : of_1 + p_1;",
+        "of_1 = 0, sum += p_1;",
         f"{ROWS}test_many_classes_of_a_thread",
     ),
     Fault(
         "the last part of a row is taken for all of it",
         "cuda/row_loss.cu",
-        "sums = merge(sums, parts[i], rows.options.temperature);",
-        "sums = parts[i];",
+        "shared->sums[0].add(shared->sums[i]);",
+        "shared->sums[0] = shared->sums[i];",
         f"{ROWS}test_parts_of_a_row[sorted_upwards-torch.float32]",
     ),
     Fault(
@@ -175,7 +175,7 @@ FAULTS = (
     Fault(
         "the distances of a part stay relative to its own largest logits",
         "common/row_loss.h",
-        "(cross + teacher_sum * ((t_step - z_step) / temperature))",
+        "(cross + teacher_sum * ((t_step - z_step) * inverse))",
         "cross",
         f"{ROWS}test_parts_of_a_row[sorted_upwards-torch.float32]",
     ),
@@ -196,8 +196,8 @@ FAULTS = (
     Fault(
         "a term that is switched off spoils the gradient",
         "cuda/row_loss.cu",
-        "has_kl ? of_p - of_q : T(0)",
-        "of_p - of_q",
+        "rows.options.kl_weight > 0 ? -kUnit<T> * T(call.state[row].t_max) : z_from",
+        "-kUnit<T> * T(call.state[row].t_max)",
         f"{ROWS}test_a_teacher_without_weight_spoils_nothing[torch.float32]",
     ),
     Fault(
@@ -260,8 +260,8 @@ FAULTS = (
     Fault(
         "a class that does not exist gets a gradient",
         "cuda/row_loss.cu",
-        "grad[i] = exists ? sum : T(0);",
-        "grad[i] = sum;",
+        "if (!exists) grad[i] = T(0);",
+        "",
         WITHOUT_MASKED,
     ),
     Fault(
@@ -274,7 +274,7 @@ FAULTS = (
     Fault(
         "the gradient of the target is that of another class",
         "cuda/row_loss.cu",
-        "if (i == place) sum -= of_target;",
+        "if (i == place) grad[i] -= of_target;",
         "",
         COUNTS,
     ),
