@@ -31,7 +31,9 @@ def _on_triton() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows and four classes at a time."""
-    monkeypatch.setattr(losses, "tiles", lambda num_classes, dtype: losses.Tiles(2, 4, 1))
+    tile = losses.Tiles(lanes=2, vector=1, rows=2, chunks=2, num_warps=1)
+    monkeypatch.setattr(losses, "vector_of", lambda logits, teacher: 1)
+    monkeypatch.setattr(losses, "tiles", lambda num_classes, vector: tile)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from introkernels.ops.triton.kernels.introspective import introspective_forward_
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
 from introkernels.ops.triton.launch import MOST_REGISTERS, launch
 from introkernels.ops.triton.losses import (
-    BLOCK,
+    CLASSES_OF_A_THREAD,
+    SUMS_OF_A_THREAD,
     allocate_outputs,
-    tile_of_warps,
     variant,
     weight_arguments,
 )
@@ -106,9 +106,9 @@ def introspective_forward(
         PROJECTION=SIMILARITIES[options.similarity] == "projection",
         N=min(
             triton.next_power_of_2(num_classes),
-            tile_of_warps(work.constants["num_warps"], constants["dtype"]),
+            32 * work.constants["num_warps"] * CLASSES_OF_A_THREAD,
         ),
-        BLOCK=BLOCK,
+        BLOCK=32 * work.constants["num_warps"] * SUMS_OF_A_THREAD,
     )
     return (*outputs[:4], teacher)
 

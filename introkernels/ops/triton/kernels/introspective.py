@@ -237,8 +237,10 @@ def introspective_forward_kernel(
             temperature,
             label_smoothing,
             SMOOTHED,
-            1,
             N,
+            1,
+            1,
+            1,
             dtype,
         )
         finish_losses(

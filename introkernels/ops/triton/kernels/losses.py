@@ -1,7 +1,7 @@
 """The kernels of the row loss.
 
-Forward: a program owns R rows and walks their classes once, N at a time: it reads the logits and
-teacher logits of its rows and writes 72 bytes a row. Backward: the same walk, which writes the
+Forward: a program owns R rows and walks their classes once, a tile at a time: it reads the logits
+and teacher logits of its rows and writes 72 bytes a row. Backward: the same walk, which writes the
 gradient of each class beside the reads.
 """
 
@@ -14,7 +14,7 @@ from introkernels.ops.triton.kernels.rows import (
     NEVER,
     ROW_STATE,
     UNIT,
-    distances_from,
+    columns_of_tile,
     load_targets,
     load_tile,
     load_weights,
@@ -50,26 +50,27 @@ def loss_forward(
     label_smoothing: "fp64",
     REDUCTION: tl.constexpr,
     SMOOTHED: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    V: tl.constexpr,
     R: tl.constexpr,
-    N: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Loss, ce and kl of all rows with one read of the logits and of the teacher logits.
 
-    Strides of rows and the number of classes count vectors of ``VECTOR`` numbers.
+    Strides of rows and the number of classes count vectors of ``V`` numbers.
     """
-    num_classes = num_classes * VECTOR
+    num_classes = num_classes * V
     program = tl.program_id(0).to(tl.int64)
     rows = program * R + tl.arange(0, R)
     y, live, known = load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index)
     ce_of_rows, kl_of_rows, target_weight = rows_forward(
         logits,
-        logits_row_stride * VECTOR,
+        logits_row_stride * V,
         logits_stride,
         teacher,
-        teacher_row_stride * VECTOR,
+        teacher_row_stride * V,
         teacher_stride,
         weight,
         weight_stride,
@@ -83,8 +84,10 @@ def loss_forward(
         temperature,
         label_smoothing,
         SMOOTHED,
+        LANES,
+        V,
         R,
-        N,
+        CHUNKS,
         dtype,
     )
     finish_losses(
@@ -133,9 +136,10 @@ def loss_backward(
     label_smoothing: "fp64",
     REDUCTION: tl.constexpr,
     SMOOTHED: tl.constexpr,
-    VECTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    V: tl.constexpr,
     R: tl.constexpr,
-    N: tl.constexpr,
+    CHUNKS: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Gradient ``grad_logits [B, C]``, contiguous, from what :func:`loss_forward` kept.
@@ -145,15 +149,15 @@ def loss_backward(
     """
     temperature = tl.full((), temperature, dtype)
     label_smoothing = tl.full((), label_smoothing, dtype)
-    num_classes = num_classes * VECTOR
-    logits_row_stride = logits_row_stride * VECTOR
-    teacher_row_stride = teacher_row_stride * VECTOR
+    num_classes = num_classes * V
+    logits_row_stride = logits_row_stride * V
+    teacher_row_stride = teacher_row_stride * V
     rows = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     y, live, known = load_targets(target, target_stride, rows, num_rows, num_classes, ignore_index)
 
     of_row = state + rows * ROW_STATE
-    z_top = distances_from(tl.load(of_row, mask=known, other=0).to(dtype))
-    t_top = distances_from(tl.load(of_row + 1, mask=known, other=0).to(dtype))
+    z_max = tl.load(of_row, mask=known, other=0).to(dtype)
+    t_max = tl.load(of_row + 1, mask=known, other=0).to(dtype)
     # Logarithms, so that p and q of equal logits are equal however products are rounded. Where no
     # class has a soft label, the infinity of its sum makes q NaN.
     log_sum = tl.log2(tl.load(of_row + 2, mask=known, other=1).to(dtype))
@@ -179,23 +183,36 @@ def loss_backward(
 
     base_2: tl.constexpr = LOG2_E / UNIT
     base_2_t = base_2 / temperature
+    N: tl.constexpr = LANES * V * CHUNKS
+    vector, column = columns_of_tile(LANES, V, CHUNKS)
+    logits_offsets = column.to(tl.int64) * logits_stride
+    teacher_offsets = column.to(tl.int64) * teacher_stride
+    of_logits = logits + rows * logits_row_stride
+    of_teacher = teacher + rows * teacher_row_stride
+    of_grad = grad_logits + rows * num_classes
+    exists_row = (rows < num_rows)[None, None, :, None]
     for begin in range(0, num_classes, N):
-        columns = begin + tl.arange(0, N)
-        inside = columns < num_classes
-        mask = known[:, None] & inside[None, :]
-        z = load_tile(logits, logits_row_stride, logits_stride, rows, columns, mask, dtype)
-        t = load_tile(teacher, teacher_row_stride, teacher_stride, rows, columns, mask, dtype)
-        of_z, of_t = z * UNIT - z_top[:, None], t * UNIT - t_top[:, None]
-        p1 = tl.exp2(of_z * base_2 - log_sum[:, None])
-        p = tl.exp2(of_z * base_2_t - log_sum_t[:, None])
-        q = tl.exp2(of_t * base_2_t - log_teacher_sum[:, None])
-        is_target = columns[None, :] == y[:, None]
-        grad = of_p1[:, None] * p1 - tl.where(is_target, hard[:, None], 0)
-        grad += tl.where(kl_scale[:, None] == 0, 0, kl_scale[:, None] * (p - q))
+        inside = begin // V + vector < num_classes // V
+        mask = known[None, None, :, None] & inside
+        z = load_tile(of_logits, logits_offsets, mask, dtype)
+        t = load_tile(of_teacher, teacher_offsets, mask, dtype)
+        of_z = z * UNIT - z_max[None, None, :, None]
+        of_t = t * UNIT - t_max[None, None, :, None]
+        p1 = tl.exp2(of_z * base_2 - log_sum[None, None, :, None])
+        p = tl.exp2(of_z * base_2_t - log_sum_t[None, None, :, None])
+        q = tl.exp2(of_t * base_2_t - log_teacher_sum[None, None, :, None])
+        # Where the target lies in this tile, so that 32 bits tell its class from others.
+        place = tl.where((y >= begin) & (y - begin < N), y - begin, -1).to(tl.int32)
+        is_target = column == place[None, None, :, None]
+        grad = of_p1[None, None, :, None] * p1 - tl.where(is_target, hard[None, None, :, None], 0)
+        of_kl = kl_scale[None, None, :, None]
+        grad += tl.where(of_kl == 0, 0, of_kl * (p - q))
         if SMOOTHED:
-            w = load_weights(weight, weight_stride, columns, inside, dtype)[None, :]
-            grad -= share[:, None] * w
+            w = load_weights(weight, weight_stride, begin + column, inside, dtype)
+            grad -= share[None, None, :, None] * w
         grad = tl.where(z == NEVER, 0, grad)
-        grad = tl.where((live & ~known)[:, None], float("nan"), grad)
-        offsets = (rows * num_classes)[:, None] + columns[None, :]
-        tl.store(grad_logits + offsets, grad, mask=(rows < num_rows)[:, None] & inside[None, :])
+        grad = tl.where((live & ~known)[None, None, :, None], float("nan"), grad)
+        tl.store(of_grad[None, None, :, None] + column, grad, mask=exists_row & inside)
+        of_logits += tl.full((), N, tl.int64) * logits_stride
+        of_teacher += tl.full((), N, tl.int64) * teacher_stride
+        of_grad += N

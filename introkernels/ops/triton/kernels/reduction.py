@@ -35,14 +35,20 @@ def _store_loss(outputs, place, ce, kl, mask, temperature, ce_weight, kl_weight)
 
 
 @triton.jit
-def _sum_of_programs(sums, num_programs, BLOCK: tl.constexpr):
-    """The sum of float64 numbers, one a program, in an order that only their number decides."""
-    total = tl.zeros((BLOCK,), tl.float64)
+def _sums_of_programs(sums, num_programs, BLOCK: tl.constexpr):
+    """The four sums of ``sums [4, num_programs]``, in an order that only their number decides."""
+    # All four on their way from memory at a time.
+    stride = tl.full((), num_programs, tl.int64)
+    ce = tl.zeros((BLOCK,), tl.float64)
+    kl, weights, live = ce, ce, ce
     for begin in range(0, num_programs, BLOCK):
         program = begin + tl.arange(0, BLOCK)
-        mask = program < num_programs
-        total += tl.load(sums + program, mask=mask, other=0.0, cache_modifier=".cg")
-    return tl.sum(total, 0)
+        of_ce, mask = sums + program, program < num_programs
+        ce += tl.load(of_ce, mask=mask, other=0.0, cache_modifier=".cg")
+        kl += tl.load(of_ce + stride, mask=mask, other=0.0, cache_modifier=".cg")
+        weights += tl.load(of_ce + 2 * stride, mask=mask, other=0.0, cache_modifier=".cg")
+        live += tl.load(of_ce + 3 * stride, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.sum(ce, 0), tl.sum(kl, 0), tl.sum(weights, 0), tl.sum(live, 0)
 
 
 @triton.jit
@@ -79,22 +85,18 @@ def finish_losses(
         _store_loss(outputs, rows, ce, kl, mask, temperature, ce_weight, kl_weight)
     # The four sums of all programs may be more numbers than 32 bits count.
     stride = tl.full((), num_programs, tl.int64)
-    of_weights, of_live = sums + 2 * stride, sums + 3 * stride
     tl.store(sums + program, tl.sum(ce.to(tl.float64), 0))
     tl.store(sums + stride + program, tl.sum(kl.to(tl.float64), 0))
-    tl.store(of_weights + program, tl.sum(target_weight.to(tl.float64), 0))
-    tl.store(of_live + program, tl.sum(tl.where(live, 1.0, 0.0).to(tl.float64), 0))
+    tl.store(sums + 2 * stride + program, tl.sum(target_weight.to(tl.float64), 0))
+    tl.store(sums + 3 * stride + program, tl.sum(tl.where(live, 1.0, 0.0).to(tl.float64), 0))
     if is_last_to_arrive(counter, num_programs):
-        weight_sum = _sum_of_programs(of_weights, num_programs, BLOCK)
+        ce_sum, kl_sum, weight_sum, num_live = _sums_of_programs(sums, num_programs, BLOCK)
         # As in F.cross_entropy, where label smoothing would make an infinity of it.
         weight_sum = tl.where(weight_sum == 0, float("nan"), weight_sum)
-        num_live = _sum_of_programs(of_live, num_programs, BLOCK)
         totals = state + tl.full((), num_rows, tl.int64) * ROW_STATE
         tl.store(totals, weight_sum)
         tl.store(totals + 1, num_live)
         if REDUCTION != REDUCTION_NONE:
-            ce_sum = _sum_of_programs(sums, num_programs, BLOCK)
-            kl_sum = _sum_of_programs(sums + stride, num_programs, BLOCK)
             if REDUCTION == REDUCTION_MEAN:
                 ce_sum /= weight_sum
                 kl_sum /= num_live

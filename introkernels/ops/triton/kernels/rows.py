@@ -1,8 +1,12 @@
 """The loss of rows and its gradient, tile by tile: csrc/common/row_loss.h for tiles.
 
-A tile is ``[R, N]``: N classes of R rows. ``z`` are logits, ``t`` teacher logits. A class whose
-logit is -inf does not exist: it has no probability, no soft label and no part in label smoothing.
-A teacher logit of -inf means that the class has no soft label.
+A tile is ``[LANES, V, R, CHUNKS]``: of each of R rows, CHUNKS times LANES vectors of V classes that
+lie side by side. Triton gives a thread whole vectors and all of its lane's chunks. What it adds up
+is ``[LANES, R]``, so that nothing is exchanged before a row's end.
+
+``z`` are logits, ``t`` teacher logits. A class whose logit is -inf does not exist: it has no
+probability, no soft label and no part in label smoothing. A teacher logit of -inf means that the
+class has no soft label.
 """
 
 import triton
@@ -26,10 +30,18 @@ def widened(values, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, row_stride, stride, rows, columns, mask, dtype: tl.constexpr):
-    """Logits at int64 ``rows [R]`` and ``columns [N]``, -inf where the mask is false."""
-    offsets = (rows * row_stride)[:, None] + columns[None, :].to(tl.int64) * stride
-    return widened(tl.load(pointer + offsets, mask=mask, other=NEVER), dtype)
+def columns_of_tile(LANES: tl.constexpr, V: tl.constexpr, CHUNKS: tl.constexpr):
+    """The vectors ``[LANES, 1, 1, CHUNKS]`` of a row's first tile, and its classes, int32."""
+    lane = tl.arange(0, LANES)[:, None, None, None]
+    vector = tl.arange(0, CHUNKS)[None, None, None, :] * LANES + lane
+    return vector, vector * V + tl.arange(0, V)[None, :, None, None]
+
+
+@triton.jit
+def load_tile(of_rows, offsets, mask, dtype: tl.constexpr):
+    """Logits at int64 ``offsets`` from ``of_rows [R]``, -inf where the mask is false."""
+    pointers = of_rows[None, None, :, None] + offsets
+    return widened(tl.load(pointers, mask=mask, other=NEVER), dtype)
 
 
 @triton.jit
@@ -52,69 +64,89 @@ def load_targets(target, target_stride, rows, num_rows, num_classes, ignore_inde
 
 
 @triton.jit
-def no_classes(R: tl.constexpr, dtype: tl.constexpr):
-    """The ``RowSums`` of R rows without a class, each ``[R]``.
-
-    ``z_max, t_max, sum, sum_t, teacher_sum, cross``, and with label smoothing only ``num_existing,
-    weight_sum, weighted_logits``; maxima, ``cross`` and ``weighted_logits`` in ``UNIT``, and
-    ``cross`` times T.
-    """
-    never = tl.full((R,), NEVER, dtype)
-    zero = tl.zeros((R,), dtype)
-    return never, never, zero, zero, zero, zero, zero, zero, zero
+def lowest(dtype: tl.constexpr):
+    """What no finite logit lies below, in ``UNIT``: the maximum of no class, from which a distance
+    is never NaN."""
+    return -(2.0**1004) if dtype == tl.float64 else -(2.0**108)
 
 
 @triton.jit
-def distances_from(largest):
-    """What distances are taken from: the largest logit, 0 where there is no class."""
-    return tl.where(largest == NEVER, 0, largest)
+def no_classes(LANES: tl.constexpr, R: tl.constexpr, dtype: tl.constexpr):
+    """The ``RowSums`` of R rows without a class, each ``[LANES, R]``.
+
+    ``z_max, t_max, sum, sum_t, teacher_sum, cross``, and with label smoothing only ``num_existing,
+    weight_sum, weighted_logits``; maxima, ``cross`` and ``weighted_logits`` in ``UNIT``, and
+    ``cross`` times T. The maximum of no class is :func:`lowest`.
+    """
+    none = tl.full((LANES, R), lowest(dtype), dtype)
+    zero = tl.zeros((LANES, R), dtype)
+    return none, none, zero, zero, zero, zero, zero, zero, zero
+
+
+@triton.jit
+def relative_to(sums, new_z_max, new_t_max, temperature, SMOOTHED: tl.constexpr):
+    """The sums of the same classes, relative to larger maxima."""
+    z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = sums
+    base_2: tl.constexpr = LOG2_E / UNIT
+    base_2_t = base_2 / temperature
+    z_step, t_step = z_max - new_z_max, t_max - new_t_max
+    sum_1 *= tl.exp2(z_step * base_2)
+    sum_t *= tl.exp2(z_step * base_2_t)
+    teacher_scale = tl.exp2(t_step * base_2_t)
+    cross = teacher_scale * (cross + teacher_sum * (t_step - z_step))
+    teacher_sum *= teacher_scale
+    if SMOOTHED:
+        weighted_logits += weight_sum * z_step
+    z_max, t_max = new_z_max, new_t_max
+    return z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits
+
+
+@triton.jit
+def _sum_of_thread(tile):
+    """The sum ``[LANES, R]`` of what a thread has of each row."""
+    return tl.sum(tl.sum(tile, 3), 1)
 
 
 @triton.jit
 def add_tile(sums, z, t, weight, temperature, SMOOTHED: tl.constexpr):
-    """The sums with a tile added. ``weight [1, N]`` is read with label smoothing only."""
-    z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = sums
+    """The sums with a tile added. ``weight`` is read with label smoothing only."""
     base_2: tl.constexpr = LOG2_E / UNIT
     base_2_t = base_2 / temperature
     exists = z != NEVER
-    t = tl.where(exists, t, NEVER) * UNIT
-    z = z * UNIT
-    new_z_max, new_t_max = tl.maximum(z_max, tl.max(z, 1)), tl.maximum(t_max, tl.max(t, 1))
-    z_top, t_top = distances_from(new_z_max), distances_from(new_t_max)
-
-    # What came before, relative to the new maxima.
-    z_step, t_step = z_max - z_top, t_max - t_top
-    sum_1 *= tl.exp2(z_step * base_2)
-    sum_t *= tl.exp2(z_step * base_2_t)
-    # Where there is nothing to move, a step may be infinite.
-    cross += tl.where(teacher_sum == 0, 0, teacher_sum * (t_step - z_step))
-    teacher_scale = tl.exp2(t_step * base_2_t)
-    teacher_sum *= teacher_scale
-    cross *= teacher_scale
-
-    of_z, of_t = z - z_top[:, None], t - t_top[:, None]
-    teacher_exp = tl.exp2(of_t * base_2_t)
-    sum_1 += tl.sum(tl.exp2(of_z * base_2), 1)
-    sum_t += tl.sum(tl.exp2(of_z * base_2_t), 1)
-    teacher_sum += tl.sum(teacher_exp, 1)
-    # 0 times the infinite distance of a class without a soft label would be NaN.
-    cross += tl.sum(tl.where(teacher_exp == 0, 0, teacher_exp * (of_t - of_z)), 1)
-    if SMOOTHED:
-        weighted_logits += tl.where(weight_sum == 0, 0, weight_sum * z_step)
-        weighted_logits += tl.sum(tl.where(exists, weight * of_z, 0), 1)
-        num_existing += tl.sum(tl.where(exists, 1.0, 0.0).to(z.dtype), 1)
-        weight_sum += tl.sum(tl.where(exists, weight, 0), 1)
-    return (
-        new_z_max,
-        new_t_max,
-        sum_1,
-        sum_t,
-        teacher_sum,
-        cross,
-        num_existing,
-        weight_sum,
-        weighted_logits,
+    t = tl.where(exists, t, NEVER)
+    new_z_max = tl.maximum(sums[0], tl.max(tl.max(z, 3), 1) * UNIT)
+    new_t_max = tl.maximum(sums[1], tl.max(tl.max(t, 3), 1) * UNIT)
+    moved = relative_to(sums, new_z_max, new_t_max, temperature, SMOOTHED)
+    z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = (
+        moved
     )
+    of_z = z * UNIT - z_max[:, None, :, None]
+    of_t = t * UNIT - t_max[:, None, :, None]
+    teacher_exp = tl.exp2(of_t * base_2_t)
+    sum_1 += _sum_of_thread(tl.exp2(of_z * base_2))
+    sum_t += _sum_of_thread(tl.exp2(of_z * base_2_t))
+    teacher_sum += _sum_of_thread(teacher_exp)
+    # 0 times the infinite distance of a class without a soft label would be NaN. No other class is
+    # as far as this, and the larger of NaN and a number is the number.
+    cross += _sum_of_thread(teacher_exp * tl.maximum(of_t - of_z, 4 * lowest(z.dtype)))
+    if SMOOTHED:
+        weighted_logits += _sum_of_thread(tl.where(exists, weight * of_z, 0))
+        num_existing += _sum_of_thread(tl.where(exists, 1.0, 0.0).to(z.dtype))
+        weight_sum += _sum_of_thread(tl.where(exists, weight, 0))
+    return z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits
+
+
+@triton.jit
+def merge_lanes(sums, temperature, SMOOTHED: tl.constexpr):
+    """The sums ``[R]`` of whole rows."""
+    z_max, t_max = tl.max(sums[0], 0), tl.max(sums[1], 0)
+    moved = relative_to(sums, z_max[None, :], t_max[None, :], temperature, SMOOTHED)
+    _, _, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = moved
+    sum_1, sum_t = tl.sum(sum_1, 0), tl.sum(sum_t, 0)
+    teacher_sum, cross = tl.sum(teacher_sum, 0), tl.sum(cross, 0)
+    num_existing, weight_sum = tl.sum(num_existing, 0), tl.sum(weight_sum, 0)
+    weighted_logits = tl.sum(weighted_logits, 0)
+    return z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits
 
 
 @triton.jit
@@ -160,8 +192,10 @@ def rows_forward(
     temperature,
     label_smoothing,
     SMOOTHED: tl.constexpr,
+    LANES: tl.constexpr,
+    V: tl.constexpr,
     R: tl.constexpr,
-    N: tl.constexpr,
+    CHUNKS: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """Terms of R rows: ce, kl and the target's weight, ``[R]``; what the backward needs is stored.
@@ -171,15 +205,23 @@ def rows_forward(
     """
     temperature = tl.full((), temperature, dtype)
     label_smoothing = tl.full((), label_smoothing, dtype)
-    sums = no_classes(R, dtype)
+    N: tl.constexpr = LANES * V * CHUNKS
+    vector, column = columns_of_tile(LANES, V, CHUNKS)
+    logits_offsets = column.to(tl.int64) * logits_stride
+    teacher_offsets = column.to(tl.int64) * teacher_stride
+    of_logits = logits + rows * logits_row_stride
+    of_teacher = teacher + rows * teacher_row_stride
+    sums = no_classes(LANES, R, dtype)
     for begin in range(0, num_classes, N):
-        columns = begin + tl.arange(0, N)
-        inside = columns < num_classes
-        mask = known[:, None] & inside[None, :]
-        z = load_tile(logits, logits_row_stride, logits_stride, rows, columns, mask, dtype)
-        t = load_tile(teacher, teacher_row_stride, teacher_stride, rows, columns, mask, dtype)
-        w = load_weights(weight, weight_stride, columns, inside, dtype)[None, :]
+        inside = begin // V + vector < num_classes // V
+        mask = known[None, None, :, None] & inside
+        z = load_tile(of_logits, logits_offsets, mask, dtype)
+        t = load_tile(of_teacher, teacher_offsets, mask, dtype)
+        w = load_weights(weight, weight_stride, begin + column, inside, dtype)
         sums = add_tile(sums, z, t, w, temperature, SMOOTHED)
+        of_logits += tl.full((), N, tl.int64) * logits_stride
+        of_teacher += tl.full((), N, tl.int64) * teacher_stride
+    sums = merge_lanes(sums, temperature, SMOOTHED)
     for i in tl.static_range(ROW_STATE):
         tl.store(state + rows * ROW_STATE + i, sums[i].to(tl.float64), mask=rows < num_rows)
     at_target = logits + rows * logits_row_stride + y * logits_stride
