@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import introkernels as ik
 from introkernels import checks
 from introkernels.ops import composite
-from introkernels.ops.head import chunks
+from introkernels.ops.head import chunks, products
 from introkernels.ops.head.operators import chunk_loss_of, chunked_linear, register_head
 from introkernels.ops.head.products import scale_of
 from introkernels.ops.schema import ROW_STATE, define
@@ -41,9 +41,11 @@ def _on_the_head() -> Iterator[None]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of four rows, however few numbers these have."""
+    """Chunks of four rows and blocks of four classes, however few numbers these have."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
     monkeypatch.setattr(chunks, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(products, "TILE_ROWS", 4)
 
 
 def assert_same(actual: Outcome, expected: Outcome) -> None:
@@ -100,7 +102,7 @@ def test_chunks_are_bounded_and_whole_tiles(classes: int) -> None:
     rows = chunks.chunk_rows(1 << 30, classes, 64, 4)
     assert rows % chunks.TILE_ROWS == 0
     if rows > chunks.FEWEST_ROWS:
-        assert 3 * (classes + 64) * 4 * rows <= chunks.CHUNK_BYTES
+        assert chunks.MATRICES * (classes + 64) * 4 * rows <= chunks.CHUNK_BYTES
     assert chunks.chunk_rows(5, classes, 64, 4) == 5
 
 
@@ -219,19 +221,18 @@ def test_powers_that_keep_squares_in_range(dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     tiny = info.smallest_normal
     largest = torch.tensor([tiny, 1e-20, 1.0, 1.99, 1e20, info.max], dtype=dtype)
-    for spare_bits in (0, 24):
-        scale = scale_of(largest, spare_bits)
-        assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
-        assert scale[0] == 2.0 ** (int(torch.frexp(largest[-1]).exponent) - 1 - spare_bits)
-        scaled = largest * scale
-        assert ((scaled[1:] >= 2**7) & (scaled[1:] < 2**8)).all()
-        odd = torch.tensor([0, tiny / 2, torch.inf, torch.nan], dtype=dtype)
-        expected = torch.tensor([scale[0], scale[0], 1, 1], dtype=dtype)
-        assert torch.equal(scale_of(odd, spare_bits), expected)
+    scale = scale_of(largest)
+    assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
+    assert scale[0] == 2.0 ** (int(torch.frexp(largest[-1]).exponent) - 1)
+    scaled = largest * scale
+    assert ((scaled[1:] >= 2**4) & (scaled[1:] < 2**5)).all()
+    odd = torch.tensor([0, tiny / 2, torch.inf, torch.nan], dtype=dtype)
+    expected = torch.tensor([scale[0], scale[0], 1, 1], dtype=dtype)
+    assert torch.equal(scale_of(odd), expected)
 
 
 def test_a_mean_with_more_digits_than_the_weight(small_chunks: None) -> None:
-    """It is summed up some classes at a time: one, where chunks are small."""
+    """It is summed up some classes at a time: four, where chunks are small."""
     # All products and sums of these logits are float32 numbers. The mean of seven classes is not.
     features = torch.randint(1, 3, (6, 16)) * torch.tensor([1.0, -1.0]).repeat(8)
     weight = 200 + torch.randint(-32, 32, (7, 16)) / 1024
@@ -416,7 +417,9 @@ def peak_of_tensors(work: Callable[[], object]) -> int:
     ik.backends.status()["cpu"] != "loaded", reason="the definition takes float64 matrices"
 )
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_memory_is_that_of_a_chunk(reduction: str) -> None:
+def test_memory_is_that_of_a_chunk(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(chunks, "FEWEST_ROWS", 128)
     width, classes = 8, 32_000
     peaks = {}
     for rows in (256, 1024):
@@ -426,10 +429,9 @@ def test_memory_is_that_of_a_chunk(reduction: str) -> None:
     # The gradient of the features, what a row loss keeps, and a few numbers of each row.
     of_each_row = 4 * width + 8 * ROW_STATE + 64
     assert peaks[1024] - peaks[256] < (1024 - 256) * of_each_row
-    # The products, and either what teacher logits are made of, three matrices and two of bytes, or
-    # the gradient of the logits, and this in float64 for the gradient of the bias.
-    of_chunk = chunks.FEWEST_ROWS * classes * 4 * (3 + 3.5)
-    assert peaks[1024] < 1.1 * of_chunk
+    # Logits and statistics, and the gradient of the logits twice in float64 for that of the bias.
+    of_chunk = chunks.FEWEST_ROWS * classes * 4
+    assert peaks[1024] < 1.1 * chunks.MATRICES * of_chunk
 
 
 def test_a_namespace_serves_its_own_row_losses() -> None:

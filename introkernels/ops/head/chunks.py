@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from introkernels.ops.schema import loss_dtype
 from introkernels.options import Options
 
-# What the matrices of a chunk take together: about what an L2 cache holds, so that a kernel finds
-# there what a product wrote.
-CHUNK_BYTES = 48 << 20
-# Fewer rows would leave products waiting for the weight; whole tiles of a product otherwise. With
-# their teacher logits, so few rows take 3.3 KiB a class in float32: 5 GB for 1.5 million.
-FEWEST_ROWS = 128
+# What a chunk takes beside the gradients, where more rows than the fewest fit in.
+CHUNK_BYTES = 1 << 30
+# Every chunk reads the weight four times and adds to its gradient, 18 bytes a number in bfloat16
+# for 10 operations a row: with 512 rows an H200 waits for its memory only in the last of these.
+FEWEST_ROWS = 512
 TILE_ROWS = 64
+# The most matrices of all classes that are alive at a time, in the dtype of the loss: logits and
+# statistics, and three that teacher logits are made of, or less of gradients.
+MATRICES = 6
 
 
 class HeadCall(NamedTuple):
@@ -29,23 +32,29 @@ class HeadCall(NamedTuple):
     class_weight: Tensor | None
     options: Options
 
+    @property
+    def factor_dtype(self) -> torch.dtype:
+        """What the factors of products are rounded to: a half type where both tensors have it.
+
+        Products themselves are in the dtype of the loss.
+        """
+        halves = (torch.bfloat16, torch.float16)
+        if self.features.dtype in halves and self.features.dtype == self.weight.dtype:
+            return self.features.dtype
+        return loss_dtype(self.features)
+
 
 class Chunk(NamedTuple):
-    """The matrices of a chunk: three of its rows and all features, three with all classes.
+    """The matrices of a chunk: its rows with all features, and three with all classes.
 
     Attributes:
-        features: the features, zeros in ignored rows.
-        squares: their squares, each row's times a power of two.
-        squares_of_target: ``squares`` times the explained weight of the row's target, times the
-            square of the power of two that the weight is scaled by in ``Weight.squares``.
+        features: the features as a factor of products, zeros in ignored rows.
         logits: ``[rows, C]``.
         dots: the explanations' products with that of the target, scaled like ``sq_norms``.
-        sq_norms: their squared norms.
+        sq_norms: their squared norms, each row's times a power of two.
     """
 
     features: Tensor
-    squares: Tensor
-    squares_of_target: Tensor
     logits: Tensor
     dots: Tensor
     sq_norms: Tensor
@@ -53,8 +62,8 @@ class Chunk(NamedTuple):
 
 def chunk_rows(num_rows: int, num_classes: int, width: int, item_size: int) -> int:
     """Rows of a chunk. All chunks but the last have as many, whatever the batch is."""
-    # Three numbers of every class and feature.
-    comfortable = CHUNK_BYTES // (3 * (num_classes + width) * item_size)
+    # What is made of features takes no more matrices than that.
+    comfortable = CHUNK_BYTES // (MATRICES * (num_classes + width) * item_size)
     return min(num_rows, max(FEWEST_ROWS, comfortable // TILE_ROWS * TILE_ROWS))
 
 
@@ -64,9 +73,9 @@ def chunks_of(call: HeadCall) -> Iterator[tuple[slice, Chunk]]:
     num_classes, width = call.weight.shape
     dtype = loss_dtype(call.features)
     step = chunk_rows(num_rows, num_classes, width, dtype.itemsize)
-    of_features = call.features.new_empty((3, step, width), dtype=dtype)
+    features = call.features.new_empty((step, width), dtype=call.factor_dtype)
     of_classes = call.features.new_empty((3, step, num_classes), dtype=dtype)
     for first_row in range(0, num_rows, max(step, 1)):
         here = slice(first_row, min(first_row + step, num_rows))
         count = here.stop - first_row
-        yield here, Chunk(*of_features[:, :count], *of_classes[:, :count])
+        yield here, Chunk(features[:count], *of_classes[:, :count])

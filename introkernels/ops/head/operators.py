@@ -91,10 +91,10 @@ def chunked_linear(chunk_loss: ChunkLoss) -> Linear:
         dtype = loss_dtype(features)
         ce, kl = (features.new_empty(num_rows, dtype=dtype) for _ in range(2))
         rows, of_weight = survey_rows(call), explain_weight(call)
-        gradients = Gradients(call)
         per_row = REDUCTIONS[options.reduction] == "none"
         ones = features.new_ones(num_rows if per_row else (), dtype=dtype)
         incoming = ones if grad_loss is None else grad_loss
+        gradients = Gradients(call, rows, incoming)
 
         def lose(chunk: Chunk, here: slice) -> Tensor:
             """The losses of a chunk; returns the gradient of its logits, empty if nobody asks.

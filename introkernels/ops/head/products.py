@@ -8,37 +8,63 @@ where ``w`` is the weight without its mean in the last two if explanations are c
 are ratios: a power of two that brings each row of features, or the whole weight, near 1 changes
 nothing in them but keeps squares in range.
 
+Products are in the dtype of the loss, and their factors in ``HeadCall.factor_dtype``: half features
+and weights are multiplied as they are, on tensor cores. What is made of them (squares, the product
+with the target's weight, the gradient of the logits) is computed in the dtype of the loss and
+rounded to that of factors once.
+
 Everything stays on the device: no number is looked at by the host, so that calls can be captured
 in a CUDA graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from introkernels import reference
-from introkernels.ops.head import chunks
-from introkernels.ops.head.chunks import Chunk, HeadCall
+from introkernels.ops.head.chunks import TILE_ROWS, Chunk, HeadCall
 from introkernels.ops.schema import loss_dtype
+from introkernels.types import REDUCTIONS
+
+# The rows of the weight that statistics are made of at a time: made anew in each chunk, as whole
+# matrices would take a gigabyte each at (128256, 4096). With 512 rows of features, 8192 of 4096
+# numbers in a half type are 128 tiles of a product, one for nearly each multiprocessor of an H200.
+BLOCK_BYTES = 64 << 20
+# Numbers are brought below 2^5, so that squares of features times a weight are below 2^15: float16
+# ends at 2^16. Squares then have all their digits down to 2^-11 of the largest number, and vanish
+# below 2^-16 of it.
+SCALED_BITS = 5
+# What gradients of logits may be above that: they are factors as they are, no squares.
+FLOAT16_ROOM = 2.0**10
 
 
 class Weight(NamedTuple):
     """The weight as products take it.
 
     Attributes:
-        wide: the weight in the computing type.
-        explained: the same, or without its mean.
-        scale: the power of two that keeps its squares in range.
-        squares: the squares of ``explained`` times ``scale``.
+        values: the weight as a factor of products.
+        mean: ``[2, D]``, its mean over the classes and what that lost in rounding, where
+            explanations are centred.
+        scale: ``[1]``, the power of two that keeps squares of explained weights in range.
     """
 
-    wide: Tensor
-    explained: Tensor
+    values: Tensor
+    mean: Tensor | None
     scale: Tensor
-    squares: Tensor
+
+    def explained(self, values: Tensor) -> Tensor:
+        """Rows ``values`` of the weight, less the mean if there is one, times the power of two.
+
+        Exact in the dtype of factors, or not yet rounded to it.
+        """
+        if self.mean is None:
+            return torch.mul(values, self.scale, out=values.new_empty(values.shape))
+        explained: Tensor = values - self.mean[0]
+        return explained.sub_(self.mean[1]).mul_(self.scale)
 
 
 class Rows(NamedTuple):
@@ -59,11 +85,14 @@ class Rows(NamedTuple):
 
 def explain_weight(call: HeadCall) -> Weight:
     """Look at the weight once, and make of it what all chunks share."""
-    wide = call.weight.to(loss_dtype(call.features))
-    explained = _without_mean(wide) if call.options.center else wide
-    # Room for a product of the power with a scaled weight, < 2^8, and a square of features, < 2^16.
-    scale = scale_of(_largest(_largest(explained)), spare_bits=24)
-    return Weight(wide, explained, scale, (explained * scale).square_())
+    values = call.weight.to(call.factor_dtype)
+    lowest, highest = (end.to(loss_dtype(call.features)) for end in torch.aminmax(values, dim=0))
+    mean = None
+    if call.options.center:
+        mean = _mean(values, lowest.dtype)
+        lowest, highest = lowest - mean[0], highest - mean[0]
+    largest = _largest(torch.maximum(lowest.abs(), highest.abs()))
+    return Weight(values, mean, scale_of(largest)[None])
 
 
 def survey_rows(call: HeadCall) -> Rows:
@@ -88,33 +117,68 @@ def multiply(call: HeadCall, rows: Rows, weight: Weight, chunk: Chunk, here: sli
     chunk.features.copy_(call.features[here])
     # Whatever an ignored row holds must not reach the gradient of the weight.
     chunk.features.masked_fill_(~rows.live[here, None], 0)
-    torch.mm(chunk.features, weight.wide.mT, out=chunk.logits)
+    _product(chunk.features, weight.values.mT, chunk.logits)
     if call.bias is not None:
         chunk.logits.add_(call.bias)
-    torch.mul(chunk.features, rows.scale[here], out=chunk.squares)
-    chunk.squares.square_()
-    torch.mm(chunk.squares, weight.squares.mT, out=chunk.sq_norms)
-    of_target = chunk.squares_of_target
-    torch.index_select(weight.explained, 0, rows.target[here], out=of_target)
-    # The product to come takes the explained weight as it is, so that its scale goes in here twice.
-    # Only in this order do both stay in range.
-    of_target.mul_(weight.scale).mul_(chunk.squares).mul_(weight.scale)
-    torch.mm(of_target, weight.explained.mT, out=chunk.dots)
+
+    exact = (chunk.features * rows.scale[here]).square_()
+    of_target = weight.explained(weight.values.index_select(0, rows.target[here]))
+    of_target = (exact * of_target).to(chunk.features.dtype)
+    squares = exact.to(chunk.features.dtype)
+    for classes in _blocks(weight.values):
+        explained = weight.explained(weight.values[classes])
+        weight_squares = torch.mul(
+            explained, explained, out=weight.values.new_empty(explained.shape)
+        )
+        _product(squares, weight_squares.mT, chunk.sq_norms[:, classes])
+        explained = explained.to(weight.values.dtype)
+        _product(of_target, explained.mT, chunk.dots[:, classes])
 
 
-def scale_of(largest: Tensor, spare_bits: int = 0) -> Tensor:
-    """The powers of two that bring numbers >= 0 into [2^7, 2^8); ones for inf and NaN.
+def scale_of(largest: Tensor) -> Tensor:
+    """The powers of two that bring numbers >= 0 into [2^4, 2^5); ones for inf and NaN.
 
-    None of them exceeds the largest power of the dtype less ``spare_bits``: very small numbers are
-    brought less far. Large numbers are not brought down to 1, so that their powers times what they
-    scale are no subnormal numbers, which have fewer digits.
+    None of them exceeds the largest power of the dtype: very small numbers are brought less far.
+    Large numbers are not brought down to 1, so that their powers times what they scale are no
+    subnormal numbers, which have fewer digits.
     """
     double = largest.dtype == torch.float64
     integer, digits, bias = (torch.int64, 52, 1023) if double else (torch.int32, 23, 127)
     exponent = largest.view(integer) >> digits
-    inverse = (2 * bias + 7 - exponent).clamp_(max=2 * bias - spare_bits)
+    inverse = (2 * bias + SCALED_BITS - 1 - exponent).clamp_(max=2 * bias)
     inverse.masked_fill_(exponent == 2 * bias + 1, bias)
     return (inverse << digits).view(largest.dtype)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor, beta: int = 0) -> None:
+    """``left @ right``, plus ``out`` if ``beta`` is 1, into ``out``, which may be wider than both.
+
+    Where PyTorch has no such product its factors are widened, which changes nothing but the time:
+    products of two half numbers are exact in float32.
+    """
+    if left.dtype != out.dtype and _has_wider_products(left):
+        torch.addmm(out, left, right, out_dtype=out.dtype, beta=beta, out=out)
+    else:
+        torch.addmm(out, left.to(out.dtype), right.to(out.dtype), beta=beta, out=out)
+
+
+def _has_wider_products(factor: Tensor) -> bool:
+    """Whether PyTorch multiplies such factors to float32; tensors without data are as a GPU's.
+
+    ROCm refuses, and CUDA where float16 is allowed to add up in float16.
+    """
+    if factor.device.type not in ("cuda", "meta") or torch.version.hip is not None:
+        return False
+    return factor.dtype != torch.float16 or not torch.backends.cuda.matmul.allow_fp16_accumulation
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    """The classes of the weight, some at a time."""
+    num_classes, width = weight.shape
+    step = BLOCK_BYTES // (max(width, 1) * weight.dtype.itemsize)
+    step = max(1, step // TILE_ROWS) * TILE_ROWS
+    for first in range(0, num_classes, step):
+        yield slice(first, min(first + step, num_classes))
 
 
 def _largest(values: Tensor) -> Tensor:
@@ -125,22 +189,19 @@ def _largest(values: Tensor) -> Tensor:
     return largest
 
 
-def _without_mean(wide: Tensor) -> Tensor:
-    """The weight less its mean over the classes, rounded to its own type.
+def _mean(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight's mean over the classes, ``[2, D]``: rounded to ``dtype``, and what that lost.
 
-    A mean that is large against what it leaves has to have more digits than these numbers: the
-    second part of it is what the first lost in rounding.
+    A mean that is large against what it leaves has to have more digits than these numbers.
     """
-    num_classes, width = wide.shape
-    total = wide.new_zeros(width, dtype=torch.float64)
-    # So many classes at a time that their float64 copies take no more memory than a chunk.
-    step = max(1, chunks.CHUNK_BYTES // (8 * max(width, 1)))
-    for first in range(0, num_classes, step):
-        total += wide[first : first + step].sum(0, dtype=torch.float64)
+    num_classes, width = values.shape
+    total = values.new_zeros(width, dtype=torch.float64)
+    # On a CPU, sums in float64 make copies in float64.
+    for classes in _blocks(values):
+        total += values[classes].sum(0, dtype=torch.float64)
     mean = total / num_classes
-    upper = mean.to(wide.dtype)
-    lower = (mean - upper).to(wide.dtype)
-    return (wide - upper).sub_(lower)
+    upper = mean.to(dtype)
+    return torch.stack([upper, (mean - upper).to(dtype)])
 
 
 class Gradients:
@@ -149,7 +210,7 @@ class Gradients:
     Those that nobody needs stay empty.
     """
 
-    def __init__(self, call: HeadCall) -> None:
+    def __init__(self, call: HeadCall, rows: Rows, incoming: Tensor) -> None:
         self._needs = call.options
         num_classes, width = call.weight.shape
         dtype = loss_dtype(call.features)
@@ -163,17 +224,24 @@ class Gradients:
             self.weight.zero_()
         # Sums of many rows that may cancel: each class has one number, which may as well be wide.
         self._bias = call.features.new_zeros(num_classes, dtype=torch.float64)
+        # A mean over many rows makes gradients of logits that float16 has no digits for, or calls
+        # zero. The other types have the range of float32.
+        self._scale = None
+        if call.factor_dtype == torch.float16:
+            self._scale = scale_of(_largest_gradient(call, rows, incoming) / FLOAT16_ROOM)
 
     def add(self, weight: Weight, chunk: Chunk, grad_logits: Tensor, here: slice) -> None:
         """Add those of a chunk, whose rows are those of ``here``."""
-        if self._needs.need_features:
-            torch.mm(grad_logits, weight.wide, out=self.features[here])
-        if self._needs.need_weight and here.start == 0:
-            torch.mm(grad_logits.mT, chunk.features, out=self.weight)
-        elif self._needs.need_weight:
-            self.weight.addmm_(grad_logits.mT, chunk.features)
         if self._needs.need_bias:
             self._bias += grad_logits.sum(0, dtype=torch.float64)
+        factor = grad_logits
+        if self._scale is not None:
+            factor = grad_logits.mul_(self._scale)
+        factor = factor.to(chunk.features.dtype)
+        if self._needs.need_features:
+            _product(factor, weight.values, self.features[here])
+        if self._needs.need_weight:
+            _product(factor.mT, chunk.features, self.weight, beta=int(here.start > 0))
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients in the dtype of the loss."""
@@ -182,4 +250,19 @@ class Gradients:
             if self._needs.need_bias
             else self.features.new_empty(0)
         )
+        if self._scale is not None:
+            self.features.div_(self._scale)
+            self.weight.div_(self._scale)
         return self.features, self.weight, bias
+
+
+def _largest_gradient(call: HeadCall, rows: Rows, incoming: Tensor) -> Tensor:
+    """A number that no gradient of a logit exceeds: probabilities differ by 1 at most."""
+    options = call.options
+    heaviest = 1.0 if call.class_weight is None else _largest(call.class_weight).double()
+    ce_totals = kl_totals = incoming.new_ones(())
+    if REDUCTIONS[options.reduction] == "mean":
+        ce_totals, kl_totals = rows.totals.abs()
+    size = options.ce_weight * heaviest / ce_totals
+    size = size + options.kl_weight * options.temperature / kl_totals
+    return (size * _largest(incoming.reshape(-1))).to(incoming.dtype)
