@@ -162,16 +162,24 @@ def of_similarities(
 
 def of_stats(stats: ExplanationStats, target: Tensor, num_classes: int, options: Options) -> Tensor:
     """Teacher logits ``[B, C]`` of statistics, with nothing checked; options as operators take."""
-    found = of_similarities(
-        similarities_of(stats, target, SIMILARITIES[options.similarity]),
+    similarity = similarities_of(stats, target, SIMILARITIES[options.similarity])
+    found = with_options(similarity, target, stats.class_index, options)
+    return among_all(found, stats.class_index, num_classes)
+
+
+def with_options(
+    similarity: Tensor, target: Tensor, class_index: Tensor | None, options: Options
+) -> Tensor:
+    """`of_similarities`, with options as operators take."""
+    return of_similarities(
+        similarity,
         target,
-        class_index=stats.class_index,
+        class_index=class_index,
         temperature=options.temperature,
         similarity_temperature=options.similarity_temperature,
         label_mode=LABEL_MODES[options.label_mode],
         non_target_mass=options.non_target_mass,
     )
-    return among_all(found, stats.class_index, num_classes)
 
 
 def target_column(
@@ -205,13 +213,18 @@ def similarities_of(stats: ExplanationStats, target: Tensor, similarity: Similar
     dots, sq_norms = stats.dots.detach().to(wide), stats.sq_norms.detach().to(wide)
     column, known = target_column(target, dots.shape[1], stats.class_index)
     of_target = sq_norms.gather(1, column).masked_fill_(~known, float("nan"))
+    of_itself = torch.where(known, 1.0, float("nan")).to(wide)
+    return of_others(dots, sq_norms, of_target, similarity).scatter(1, column, of_itself)
+
+
+def of_others(dots: Tensor, sq_norms: Tensor, of_target: Tensor, similarity: Similarity) -> Tensor:
+    """Similarities of any classes to the target, whose squared norm ``[B, 1]`` is ``of_target``."""
     # Two roots rather than the root of the product, which would underflow.
     scale = sq_norms.sqrt() * of_target.sqrt() if similarity == "cosine" else of_target
     result = (dots / scale).clamp(-1, 1).masked_fill_(scale == 0, 0)
     # A norm that overflowed says nothing of the angle, and dots / inf would pass for a right one:
     # inf times zero is NaN.
-    of_itself = torch.where(known, 1.0, float("nan")).to(wide)
-    return result.add_(scale, alpha=0).scatter(1, column, of_itself)
+    return result.add_(scale, alpha=0)
 
 
 def _check(stats: ExplanationStats, target: Tensor, ignore_index: int) -> None:

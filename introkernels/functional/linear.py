@@ -78,21 +78,21 @@ def linear_introspective_loss(
     """The introspective loss of a linear head, explained at its features in closed form.
 
     The logits ``z = features @ weight.T + bias`` are computed inside, for some rows at a time, and
-    ``[N, C]`` never exists as a whole: outside the C++ kernels a chunk takes 1 GiB, or what 512
-    rows take where that is more (24 bytes a class). The gradient of ``z_c`` in the features is row
-    ``c`` of ``weight``, so ``E_c = weight_c * h``, and its statistics are matrix products:
+    ``[N, C]`` never exists as a whole: outside the C++ kernels a chunk of rows takes 1 GiB, or as
+    much as 512 rows of 16 bytes a class. The gradient of ``z_c`` in the features is row ``c`` of
+    ``weight``, so ``E_c = weight_c * h``, and its statistics are matrix products:
     ``<E_c, E_y> = (h**2 * weight_y) . weight_c`` and ``<E_c, E_c> = h**2 . weight_c**2``.
 
-    Products are as precise as PyTorch's. Features and a weight of the same half type are
-    multiplied in it (on a GPU, on its tensor cores), accumulated in float32 and never rounded to
-    half before the loss: logits are those of a float32 product. What else is multiplied is rounded
-    once: squares and products with ``weight_y``, which leaves the statistics an error of ``2**-8``
-    of their norm in bfloat16 and ``2**-11`` in float16, and the gradient of the logits, as much in
-    the gradients of features and weight. Powers of two keep all of it in range; in float16 squares
-    of features below ``2**-11`` of the largest of their row, and of weights below ``2**-11`` of the
-    largest, lose digits, and below ``2**-16`` they count as zero. Products of other dtypes are
-    in float32 (float64 for float64), on a GPU as precise as ``torch.backends.cuda.matmul`` says:
-    IEEE by default; TF32 leaves the statistics an error of ``2**-11`` of their norm.
+    Products are as precise as PyTorch's. Outside the C++ kernels, features and a weight of the same
+    half type are multiplied in it, on a GPU by its tensor cores, and accumulated in float32: the
+    logits are those of a float32 product. What else is multiplied is rounded to the half type once.
+    Squares and products with ``weight_y`` leave the statistics an error of ``2**-8`` of their norm
+    in bfloat16 and ``2**-11`` in float16, and the gradient of the logits leaves as much in those of
+    features and weight. Powers of two keep all of these in range. Squares in float16 lose digits
+    where a feature is below ``2**-11`` of the largest in its row, or a weight of the largest of
+    all, and are zero below ``2**-16``. Other dtypes are multiplied in float32 (float64 in float64),
+    on a GPU as precisely as ``torch.backends.cuda.matmul`` says: IEEE by default; TF32 leaves the
+    statistics an error of ``2**-11`` of their norm.
 
     Explanations are constants; the gradient of ``z`` flows to features, weight and bias. With
     reduction ``"mean"`` or ``"sum"``, those gradients are made along with the loss, where the

@@ -98,7 +98,7 @@ def large_head(
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
 def test_memory_of_a_language_model(dtype: torch.dtype, center: bool) -> None:
     allocations, kept = large_head(dtype, center=center)
-    assert allocations.peak - kept < 1.5 * GIGABYTE
+    assert allocations.peak - kept < GIGABYTE
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -234,4 +234,4 @@ def test_small_gradients_of_logits_keep_their_digits_in_float16(
 
 def test_chunks_of_a_language_model() -> None:
     assert chunks.chunk_rows(4096, 128_256, 4096, 4) == chunks.FEWEST_ROWS == 512
-    assert chunks.chunk_rows(8192, 32_000, 2048, 4) == 1280
+    assert chunks.chunk_rows(8192, 32_000, 2048, 4) == 1856

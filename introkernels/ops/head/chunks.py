@@ -17,9 +17,9 @@ CHUNK_BYTES = 1 << 30
 # for 10 operations a row: with 512 rows an H200 waits for its memory only in the last of these.
 FEWEST_ROWS = 512
 TILE_ROWS = 64
-# The most matrices of all classes that are alive at a time, in the dtype of the loss: logits and
-# statistics, and three that teacher logits are made of, or less of gradients.
-MATRICES = 6
+# The most matrices of all classes that are alive at a time, in the dtype of the loss: logits,
+# similarities, teacher logits and the gradient of logits. Labels that are split take one more.
+MATRICES = 4
 
 
 class HeadCall(NamedTuple):
@@ -45,25 +45,23 @@ class HeadCall(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The matrices of a chunk: its rows with all features, and three with all classes.
+    """The matrices of a chunk: its rows with all features, and two with all classes.
 
     Attributes:
         features: the features as a factor of products, zeros in ignored rows.
         logits: ``[rows, C]``.
-        dots: the explanations' products with that of the target, scaled like ``sq_norms``.
-        sq_norms: their squared norms, each row's times a power of two.
+        similarities: those of the explanations to that of the target.
     """
 
     features: Tensor
     logits: Tensor
-    dots: Tensor
-    sq_norms: Tensor
+    similarities: Tensor
 
 
 def chunk_rows(num_rows: int, num_classes: int, width: int, item_size: int) -> int:
     """Rows of a chunk. All chunks but the last have as many, whatever the batch is."""
-    # What is made of features takes no more matrices than that.
-    comfortable = CHUNK_BYTES // (MATRICES * (num_classes + width) * item_size)
+    # What squares are made of takes no more than twice as many matrices of features.
+    comfortable = CHUNK_BYTES // (MATRICES * (num_classes + 2 * width) * item_size)
     return min(num_rows, max(FEWEST_ROWS, comfortable // TILE_ROWS * TILE_ROWS))
 
 
@@ -74,7 +72,7 @@ def chunks_of(call: HeadCall) -> Iterator[tuple[slice, Chunk]]:
     dtype = loss_dtype(call.features)
     step = chunk_rows(num_rows, num_classes, width, dtype.itemsize)
     features = call.features.new_empty((step, width), dtype=call.factor_dtype)
-    of_classes = call.features.new_empty((3, step, num_classes), dtype=dtype)
+    of_classes = call.features.new_empty((2, step, num_classes), dtype=dtype)
     for first_row in range(0, num_rows, max(step, 1)):
         here = slice(first_row, min(first_row + step, num_rows))
         count = here.stop - first_row

@@ -14,7 +14,7 @@ from introkernels.ops.head.products import Gradients, explain_weight, multiply, 
 from introkernels.ops.indices import check_indices
 from introkernels.ops.schema import loss_dtype
 from introkernels.options import Options
-from introkernels.types import REDUCTIONS, ExplanationStats
+from introkernels.types import REDUCTIONS
 
 Linear = Callable[..., tuple[Tensor, ...]]
 
@@ -68,7 +68,7 @@ def chunk_loss_of(
 def chunked_linear(chunk_loss: ChunkLoss) -> Linear:
     """``linear`` of introkernels/ops/schema.py on a row loss.
 
-    It walks over chunks of rows: logits and statistics, teacher logits, row loss, gradients.
+    It walks over chunks of rows: logits and similarities, teacher logits, row loss, gradients.
     """
 
     def linear(
@@ -87,7 +87,7 @@ def chunked_linear(chunk_loss: ChunkLoss) -> Linear:
         )
         check_indices(target, weight.shape[0], options.ignore_index)
         call = HeadCall(features, weight, target, bias, class_weight, options)
-        num_rows, num_classes = len(features), len(weight)
+        num_rows = len(features)
         dtype = loss_dtype(features)
         ce, kl = (features.new_empty(num_rows, dtype=dtype) for _ in range(2))
         rows, of_weight = survey_rows(call), explain_weight(call)
@@ -99,12 +99,11 @@ def chunked_linear(chunk_loss: ChunkLoss) -> Linear:
         def lose(chunk: Chunk, here: slice) -> Tensor:
             """The losses of a chunk; returns the gradient of its logits, empty if nobody asks.
 
-            Teacher logits end with it: a matrix of a chunk takes some hundred bytes a class.
+            Teacher logits end with it: a matrix of a chunk takes two kilobytes a class.
             """
-            stats = ExplanationStats(chunk.dots, chunk.sq_norms)
             ce[here], kl[here], grad = chunk_loss(
                 chunk.logits,
-                teachers.of_stats(stats, target[here], num_classes, options),
+                teachers.with_options(chunk.similarities, target[here], None, options),
                 target[here],
                 class_weight,
                 rows.totals,

@@ -25,21 +25,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from introkernels import reference
+from introkernels import reference, teachers
 from introkernels.ops.head.chunks import TILE_ROWS, Chunk, HeadCall
 from introkernels.ops.schema import loss_dtype
-from introkernels.types import REDUCTIONS
+from introkernels.types import REDUCTIONS, SIMILARITIES
 
-# The rows of the weight that statistics are made of at a time: made anew in each chunk, as whole
-# matrices would take a gigabyte each at (128256, 4096). With 512 rows of features, 8192 of 4096
-# numbers in a half type are 128 tiles of a product, one for nearly each multiprocessor of an H200.
+# What similarities are made of at a time: rows of the weight, and columns of statistics. As whole
+# matrices the former would take a gigabyte each at (128256, 4096), and are made anew in each chunk.
+# With 512 rows of features, 8192 classes of 4096 numbers in a half type are 128 tiles of a product,
+# one for nearly each multiprocessor of an H200.
 BLOCK_BYTES = 64 << 20
 # Numbers are brought below 2^5, so that squares of features times a weight are below 2^15: float16
 # ends at 2^16. Squares then have all their digits down to 2^-11 of the largest number, and vanish
 # below 2^-16 of it.
 SCALED_BITS = 5
-# What gradients of logits may be above that: they are factors as they are, no squares.
-FLOAT16_ROOM = 2.0**10
+# By how much more gradients of logits are scaled in float16: they are factors without a square.
+GRADIENT_ROOM = 2.0**10
 
 
 class Weight(NamedTuple):
@@ -121,18 +122,21 @@ def multiply(call: HeadCall, rows: Rows, weight: Weight, chunk: Chunk, here: sli
     if call.bias is not None:
         chunk.logits.add_(call.bias)
 
+    dtype, wide = chunk.features.dtype, chunk.logits.dtype
     exact = (chunk.features * rows.scale[here]).square_()
     of_target = weight.explained(weight.values.index_select(0, rows.target[here]))
-    of_target = (exact * of_target).to(chunk.features.dtype)
-    squares = exact.to(chunk.features.dtype)
-    for classes in _blocks(weight.values):
+    squares, with_target = exact.to(dtype), (exact * of_target).to(dtype)
+    norm_of_target = (squares.to(wide) * of_target.square().to(dtype)).sum(1, keepdim=True)
+    # Two statistics, and two more matrices on their way to similarities.
+    for classes in _blocks(weight.values, 4 * len(squares) * wide.itemsize):
         explained = weight.explained(weight.values[classes])
-        weight_squares = torch.mul(
-            explained, explained, out=weight.values.new_empty(explained.shape)
+        dots, sq_norms = chunk.logits.new_empty((2, len(squares), len(explained)))
+        _product(with_target, explained.to(dtype).mT, dots)
+        _product(squares, explained.square().to(dtype).mT, sq_norms)
+        chunk.similarities[:, classes] = teachers.of_others(
+            dots, sq_norms, norm_of_target, SIMILARITIES[call.options.similarity]
         )
-        _product(squares, weight_squares.mT, chunk.sq_norms[:, classes])
-        explained = explained.to(weight.values.dtype)
-        _product(of_target, explained.mT, chunk.dots[:, classes])
+    chunk.similarities.scatter_(1, rows.target[here, None], 1.0)
 
 
 def scale_of(largest: Tensor) -> Tensor:
@@ -172,10 +176,10 @@ def _has_wider_products(factor: Tensor) -> bool:
     return factor.dtype != torch.float16 or not torch.backends.cuda.matmul.allow_fp16_accumulation
 
 
-def _blocks(weight: Tensor) -> Iterator[slice]:
-    """The classes of the weight, some at a time."""
+def _blocks(weight: Tensor, class_bytes: int) -> Iterator[slice]:
+    """The classes of the weight, some at a time; ``class_bytes`` is what else a class takes."""
     num_classes, width = weight.shape
-    step = BLOCK_BYTES // (max(width, 1) * weight.dtype.itemsize)
+    step = BLOCK_BYTES // max(width * weight.dtype.itemsize, class_bytes)
     step = max(1, step // TILE_ROWS) * TILE_ROWS
     for first in range(0, num_classes, step):
         yield slice(first, min(first + step, num_classes))
@@ -197,7 +201,7 @@ def _mean(values: Tensor, dtype: torch.dtype) -> Tensor:
     num_classes, width = values.shape
     total = values.new_zeros(width, dtype=torch.float64)
     # On a CPU, sums in float64 make copies in float64.
-    for classes in _blocks(values):
+    for classes in _blocks(values, 8 * max(width, 1)):
         total += values[classes].sum(0, dtype=torch.float64)
     mean = total / num_classes
     upper = mean.to(dtype)
@@ -228,16 +232,15 @@ class Gradients:
         # zero. The other types have the range of float32.
         self._scale = None
         if call.factor_dtype == torch.float16:
-            self._scale = scale_of(_largest_gradient(call, rows, incoming) / FLOAT16_ROOM)
+            self._scale = scale_of(_largest_gradient(call, rows, incoming) / GRADIENT_ROOM)
 
     def add(self, weight: Weight, chunk: Chunk, grad_logits: Tensor, here: slice) -> None:
-        """Add those of a chunk, whose rows are those of ``here``."""
+        """Add those of a chunk, whose rows are those of ``here``; ``grad_logits`` is written to."""
         if self._needs.need_bias:
             self._bias += grad_logits.sum(0, dtype=torch.float64)
-        factor = grad_logits
         if self._scale is not None:
-            factor = grad_logits.mul_(self._scale)
-        factor = factor.to(chunk.features.dtype)
+            grad_logits.mul_(self._scale)
+        factor = grad_logits.to(chunk.features.dtype)
         if self._needs.need_features:
             _product(factor, weight.values, self.features[here])
         if self._needs.need_weight:
