@@ -1,0 +1,1 @@
+"""What kernels reach of a plain copy, predicted from their machine code: no GPU is needed."""
