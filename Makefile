@@ -59,12 +59,13 @@ test-order-%: $(BUILT)
 test-interpreted: $(BUILT)  ## several cases of each test on Triton's interpreter, planted faults
 	$(RUN) $(INTERPRETED) $(PYTEST) --at-most 2 tests/losses tests/triton
 
-# Each kernel of Triton for one of its targets; `KERNELS=` for all of them.
+# Each kernel of Triton for one of its targets; `KERNELS=` for all of them. `WRITE=--write` keeps what
+# is predicted of them in benchmarks.
 KERNELS ?= --in-turn
 
-kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300) and check what came out
-	$(PY) tests/compile_kernels.py $(KERNELS)
-	$(PY) tests/compile_cuda_kernels.py $(CUDA_KERNELS)
+kernels: $(INSTALLED)  ## compile the kernels for A100, H100, B200 (Triton's: MI300); check and predict from what came out
+	$(PY) tests/compile_kernels.py $(KERNELS) $(WRITE)
+	$(PY) tests/compile_cuda_kernels.py $(CUDA_KERNELS) $(WRITE)
 
 test-capabilities: test-capability-avx2 test-capability-baseline  ## the losses with AVX2 and with baseline kernels
 

@@ -1,6 +1,7 @@
 """Compiles every CUDA kernel for every GPU it is meant for, on a machine without one.
 
-    python tests/compile_cuda_kernels.py [--targets sm_90a …] [--only TEXT] [--jobs N] [FILE …]
+    python tests/compile_cuda_kernels.py [--targets sm_90a …] [--only TEXT] [--jobs N] [--write]
+                                         [FILE …]
     python tests/compile_cuda_kernels.py --library introkernels/_cuda.so
 
 Each file of csrc/cuda is compiled by nvcc with the flags of the build, and every kernel in it gets
@@ -8,6 +9,10 @@ a line for each target, like those of compile_kernels.py. A kernel that spills r
 stack, and a file that does not compile for a target, is named at the end, and the exit status is 1.
 What came out is kept in build/kernels/cuda: only what changed is compiled again. With --library
 nothing is compiled: the table tells what a library that was built holds.
+
+Unless files are chosen, what the main kernels reach of a plain copy is predicted (see
+benchmarks/README.md), and a figure below its bar in benchmarks/predicted.toml is a failure. --write
+keeps these figures there.
 
 Without nvcc nothing is compiled, which is a failure where INTROKERNELS_CUDA=1.
 """
@@ -26,14 +31,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from helpers import kernel_table
 from helpers.kernel_table import Result
+from roofline import sass, table
+from roofline.cases import CASES, cuda_work, is_cuda_kernel
+from roofline.machine import GPUS
+from roofline.predict import predict
 
 import setup_cuda
 
@@ -236,6 +246,33 @@ def compile_all(
         yield from pool.map(lambda job: compiled(*job), work)
 
 
+def predictions(
+    targets: Sequence[str], jobs: int, cache_in: Path
+) -> tuple[table.Predictions, list[str]]:
+    """What the kernels in the cache are predicted to reach, and cases that none of them serves."""
+    work, complaints = [], []
+    for target in targets:
+        found: dict[str, sass.Kernel] = {}
+        for file in sorted(cache_in.glob(f"*-{target}.cubin")):
+            found |= sass.kernels(disassembler(), file)
+        parts = dict(zip(found, readable(list(found)), strict=True))
+        for name, gpu in GPUS.items():
+            for case in CASES if gpu.target == target.removesuffix("a") else ():
+                serve = [found[one] for one in found if is_cuda_kernel(case, *parts[one])]
+                if len(serve) == 1:
+                    work.append((case, name, serve[0], cuda_work(case, gpu), gpu))
+                else:
+                    complaints.append(
+                        f"{len(serve)} kernels serve {table.title('cuda', case)} on {target}"
+                    )
+    result: table.Predictions = {("cuda", case): {} for case, *_ in work}
+    with ProcessPoolExecutor(jobs) as pool:
+        made = pool.map(predict, *zip(*(job[2:] for job in work), strict=True))
+        for (case, name, *_), prediction in zip(work, made, strict=True):
+            result["cuda", case][name] = prediction
+    return result, complaints
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="all of csrc/cuda without")
@@ -244,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cache", type=Path, default=ROOT / "build/kernels/cuda")
     parser.add_argument("--library", type=Path, help="read this one instead of compiling")
+    parser.add_argument("--write", action="store_true", help="keep predictions in predicted.toml")
     chosen = parser.parse_args(arguments)
     if chosen.library is not None:
         print(kernel_table.HEADING)
@@ -264,7 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for group in compile_all(nvcc, sources, chosen.targets, chosen.jobs, chosen.cache):
         results += group
         print(*map(kernel_table.row, group), sep="\n", flush=True)
-    return verdict(results)
+    missing: list[str] = []
+    if not (chosen.files or chosen.only or any(result.failure for result in results)):
+        predicted, missing = predictions(chosen.targets, chosen.jobs, chosen.cache)
+        missing += table.report(predicted, chosen.write)
+    return verdict(results, missing)
 
 
 def verdict(results: Sequence[Result], complaints: Sequence[str] = ()) -> int:

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for every GPU it is meant for, on a machine without one.
 
     python tests/compile_kernels.py [--targets sm_90 …] [--in-turn] [--only TEXT] [--module FILE]
-                                    [--jobs N]
+                                    [--jobs N] [--write]
 
 What there is to compile is not listed anywhere: the losses are called on tensors without data, for
 the shapes, dtypes and options below, and their launches are recorded. Each launch is specialised by
@@ -11,12 +11,17 @@ memory, instructions in all, 128-bit loads and stores.
 
 A kernel that spills registers or does not compile for a target is named at the end, and the exit
 status is 1. Compiled kernels are kept in build/kernels: only what changed is compiled again.
+
+Unless calls are chosen, what the main kernels reach of a plain copy is predicted (see
+benchmarks/README.md), and a figure below its bar in benchmarks/predicted.toml is a failure. --write
+keeps these figures there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import multiprocessing
 import os
 import re
@@ -32,6 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "kernels"))
+sys.path.append(str(ROOT / "benchmarks"))
 # Interpreted kernels can't be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -39,6 +45,10 @@ import torch
 import triton
 from helpers import kernel_table
 from helpers.kernel_table import Result
+from roofline import sass, table
+from roofline.cases import CASES, TRITON_KERNELS, Case
+from roofline.machine import GPUS, LANES
+from roofline.predict import Prediction, predict
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -228,12 +238,17 @@ def find_jobs(
     return sorted(jobs.values(), key=lambda job: list(TARGETS).index(job.target))
 
 
+def compiled_code(job: Job) -> Any:
+    """What Triton's compiler makes of a job."""
+    source = ASTSource(job.kernel, job.signature, job.constants, job.attributes)
+    return triton.compile(source, target=TARGETS[job.target], options=job.options)
+
+
 def compiled(job: Job) -> Result:
     """Compile one job and read its machine code."""
     kernel = job.kernel.__name__
-    source = ASTSource(job.kernel, job.signature, job.constants, job.attributes)
     try:
-        code = triton.compile(source, target=TARGETS[job.target], options=job.options)
+        code = compiled_code(job)
     except Exception as failure:  # whatever the compiler or the assembler raises
         return Result(job.name, kernel, job.target, failure=reason(failure))
     read = nvidia_figures if TARGETS[job.target].backend == "cuda" else amd_figures
@@ -253,15 +268,21 @@ def reason(failure: BaseException) -> str:
     return f"{type(cause).__name__}{quoted}: {told[:300]}"
 
 
-def nvidia_figures(asm: dict[str, Any]) -> dict[str, Any]:
-    """Figures from the machine code in a cubin, through the cuobjdump that Triton brings."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    folder = Path(os.environ["TRITON_CACHE_DIR"])
-    file = folder / f"{os.getpid()}.cubin"
+# The one that Triton brings.
+CUOBJDUMP = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+
+
+def cubin_file(asm: dict[str, Any]) -> Path:
+    """Machine code in a file, until this process writes the next one."""
+    file = Path(os.environ["TRITON_CACHE_DIR"]) / f"{os.getpid()}.cubin"
     file.write_bytes(asm["cubin"])
-    command = [str(tool), "-sass", "-res-usage", str(file)]
+    return file
+
+
+def nvidia_figures(asm: dict[str, Any]) -> dict[str, Any]:
+    """Figures from the machine code in a cubin."""
+    command = [CUOBJDUMP, "-sass", "-res-usage", str(cubin_file(asm))]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    file.unlink()
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert usage is not None, text
     code = kernel_table.instructions(text)
@@ -308,6 +329,52 @@ def compile_jobs(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
         yield from pool.map(_compiled, range(len(jobs)))
 
 
+def call_of(case: Case) -> Call:
+    """The call that launches the kernel of a prediction."""
+    dtype = getattr(torch, case.dtype)
+    rows, classes, *dims = case.shape
+    logits, target = empty(rows, classes, dtype=dtype), empty(rows, dtype=torch.int64)
+    if not dims:
+        return ik.distillation_loss, (logits, logits, target), {}
+    gradients, inputs = empty(*case.shape, dtype=dtype), empty(rows, *dims, dtype=dtype)
+    if case.kernel == "explanation_stats":
+        return ik.explanation_stats, (gradients, inputs, target), {}
+    return ik.introspective_loss, (logits, target, gradients, inputs), {}
+
+
+def predicted(case: Case, target: str) -> dict[str, Prediction]:
+    """What a case's kernel is predicted to reach on the GPUs that run code for a target."""
+    from introkernels.ops.triton import operators
+
+    launch = next(
+        launch
+        for launch in warming.record(operators, *call_of(case))
+        if TRITON_KERNELS.get(launch.kernel.__name__) == case.kernel
+    )
+    code = compiled_code(specialised(str(case), launch, target))
+    (kernel,) = sass.kernels(CUOBJDUMP, cubin_file(code.asm)).values()
+    warps = code.metadata.num_warps
+    work = case.work(math.prod(launch.grid), warps, LANES * warps, shared=code.metadata.shared)
+    return {name: predict(kernel, work, gpu) for name, gpu in GPUS.items() if gpu.target == target}
+
+
+def predictions(targets: Sequence[str], processes: int) -> table.Predictions:
+    """What the main kernels are predicted to reach."""
+    work = [
+        (case, target)
+        for case in CASES
+        for target in targets
+        if any(gpu.target == target for gpu in GPUS.values())
+    ]
+    result: table.Predictions = {("triton", case): {} for case, _ in work}
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        made = pool.map(predicted, *zip(*work, strict=True))
+        for (case, _), found in zip(work, made, strict=True):
+            result["triton", case] |= found
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
@@ -315,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only calls whose name holds this text")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--module", help="a file with other `calls` and kernels, for tests")
+    parser.add_argument("--write", action="store_true", help="keep predictions in predicted.toml")
     chosen = parser.parse_args(arguments)
     if chosen.module:
         other = runpy.run_path(chosen.module)
@@ -331,6 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.append(result)
         print(kernel_table.row(result), flush=True)
     bad = kernel_table.complaints(results)
+    if not (chosen.only or chosen.module or any(result.failure for result in results)):
+        bad += table.report(predictions(chosen.targets, chosen.jobs), chosen.write)
     print(*bad, sep="\n")
     print(f"{len(results)} kernels compiled, {len(bad)} of them not as they should be")
     return 1 if bad or not results else 0

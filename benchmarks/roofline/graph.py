@@ -6,8 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from roofline.sass import ATOMICS, Code, Instruction, operations
+
+TABLES = ("BRX", "BRXU")
+# Of more ways to a block, predicates are forgotten: some dozens are usual.
+MOST_STATES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,23 @@ class Graph:
             self.after.append([number + 1] if falls and number + 1 < len(self.blocks) else [])
             if last.target in at:
                 self.after[-1].append(at[last.target])
-        # Where a table of jumps leads is not in the code: to all that nothing else leads to.
-        reached = {to for some in self.after for to in some}
-        lost = [number for number in range(1, len(self.blocks)) if number not in reached]
-        for number, block in enumerate(self.blocks):
-            if block[-1].name in ("BRX", "BRXU"):
-                self.after[number] = [to for to in lost if to > number]
+        self._follow_tables()
         self.order = self._ordered()
         self._dominators = self._dominated()
+
+    def _follow_tables(self) -> None:
+        """Tables of jumps lead to what nothing else names, up to the next one of them."""
+        tables = [number for number, code in enumerate(self.blocks) if code[-1].name in TABLES]
+        named = {operand for code in self.blocks for one in code for operand in one.operands}
+        reached = {to for some in self.after for to in some}
+        for table, end in pairwise([*tables, len(self.blocks)]):
+            self.after[table] = [
+                number
+                for number in range(table + 1, end + 1)
+                if number < len(self.blocks)
+                and number not in reached
+                and hex(self.blocks[number][0].address) not in named
+            ]
 
     def _ordered(self) -> list[int]:
         seen, done = {0}, []
@@ -186,6 +200,8 @@ class Graph:
                         ends.append(((wrong, -new[2], *cost), block, state))
                     elif to in allowed and not self.goes_back(block, to):
                         others = known.setdefault(to, {})
+                        if len(others) > MOST_STATES:
+                            new = (frozenset(), *new[1:])
                         if new not in others or cost < others[new][0]:
                             others[new] = (cost, (block, state))
         if not ends:

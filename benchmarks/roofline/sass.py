@@ -50,8 +50,12 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes. Those of diverged warps alone (``BRA.DIV``) are not followed."""
-        if self.name != "BRA" or self.opcode.startswith("BRA.DIV"):
+        """Where a branch goes. Those of diverged warps alone (``BRA.DIV``) are not followed.
+
+        A call under a condition is a branch: what it calls does not come back.
+        """
+        is_branch = self.name == "BRA" and not self.opcode.startswith("BRA.DIV")
+        if not is_branch and not (self.name == "CALL" and self.guard):
             return None
         return int(self.operands[-1], 16) if self.operands[-1].startswith("0x") else None
 

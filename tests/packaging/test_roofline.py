@@ -11,7 +11,8 @@ import pytest
 from building import ROOT, environment, run
 
 sys.path.append(str(ROOT / "benchmarks"))
-from roofline import machine, predict, sass
+from roofline import machine, predict, sass, table
+from roofline.cases import CASES, Case, cuda_work
 from roofline.graph import Graph
 from roofline.machine import GPUS
 
@@ -104,6 +105,78 @@ def test_resident_blocks_are_what_registers_and_shared_memory_allow() -> None:
     assert H200.resident(registers=255, shared=227 * 1024, warps=16) == 1
 
 
+CASE = Case("row_loss_forward", (8192, 32000), "bfloat16")
+
+
+def prediction(share: float, bound: str = "issue", cap: float = 2.0) -> predict.Prediction:
+    return predict.Prediction(20.0, {"FP32": 20.0}, 2 * cap, {bound: cap}, share)
+
+
+def complaints(entries: table.Entries, share: float, gpu: str = "H200") -> list[str]:
+    return table.verdict(entries, {("cuda", CASE): {gpu: prediction(share)}})[1]
+
+
+def test_a_figure_below_its_bar_is_a_failure() -> None:
+    entries = table.updated({}, {("cuda", CASE): {"H200": prediction(0.7)}})
+    assert entries["cuda", CASE]["H200"]["bar"] == 0.68
+    entries["cuda", CASE]["reason"] = "it has to be so"
+    assert not complaints(entries, 0.68)
+    (complaint,) = complaints(entries, 0.67)
+    assert complaint == (
+        "cuda row_loss_forward 8192x32000 bfloat16 is predicted 0.67 on H200, below its bar of 0.68"
+    )
+    assert "has no bar on A100" in complaints(entries, 0.9, "A100")[0]
+
+
+def test_bars_rise_to_the_goal_and_never_fall() -> None:
+    entries: table.Entries = {}
+    bars = []
+    for share in (0.5, 0.95, 0.6):
+        entries = table.updated(entries, {("cuda", CASE): {"H200": prediction(share)}})
+        bars.append(entries["cuda", CASE]["H200"]["bar"])
+    assert bars == [0.48, 0.85, 0.85]
+
+
+def test_a_missed_goal_needs_a_reason() -> None:
+    made = {("cuda", CASE): {"H200": prediction(0.5), "RTX 4090": prediction(0.9, "FP64", 0.95)}}
+    entries = table.updated({}, made)
+    notes, missing = table.verdict(entries, made)
+    assert not notes
+    assert len(missing) == 2
+    assert missing[0].endswith(
+        "0.50 on H200, of 0.85 that are meant, and predicted.toml has no reason for it"
+    )
+    assert "is bound by float64 on RTX 4090, to 0.95" in missing[1]
+    entries["cuda", CASE]["reason"] = "it has to be so"
+    notes, missing = table.verdict(entries, made)
+    assert not missing
+    assert [note.endswith(": it has to be so") for note in notes] == [True, True]
+    # A reason goes with what it was for.
+    reached = {("cuda", CASE): {"H200": prediction(0.9), "RTX 4090": prediction(0.9)}}
+    assert "reason" not in table.updated(entries, reached)["cuda", CASE]
+
+
+def test_the_tables_are_whole_and_as_they_are_made() -> None:
+    entries = table.read()
+    assert set(entries) == {(backend, case) for backend in ("cuda", "triton") for case in CASES}
+    assert all("bar" in entry[gpu] for entry in entries.values() for gpu in GPUS)
+    assert table.PATH.read_text() == table.text(entries)
+    assert table.document(entries) in table.README.read_text()
+
+
+def test_plans_of_launches() -> None:
+    """Blocks as csrc/cuda shares them out; what moves doesn't depend on them."""
+    long, short = (Case("row_loss_forward", (B, C), "bfloat16") for B, C in ((8, 4096), (64, 100)))
+    assert [cuda_work(case, H200).blocks for case in (long, short)] == [8, 2]
+    assert [cuda_work(case, H200).lanes for case in (long, short)] == [256, 8]
+    of_thread = cuda_work(Case("row_loss_backward", (1, 2**20), "float32"), H200)
+    assert of_thread.blocks * of_thread.warps * 32 <= 2**18
+    assert of_thread.moved == 3 * 4 * 2**20
+    # 6 slices of 512 dimensions; of five blocks a row that are wanted, three have two slices each.
+    statistics = cuda_work(Case("explanation_stats", (256, 100, 3072), "bfloat16"), H200)
+    assert (statistics.blocks, statistics.turns, statistics.is_split) == (768, 2, True)
+
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
@@ -136,9 +209,9 @@ def test_a_copy_reaches_a_copy(toys: dict[str, dict[str, sass.Kernel]], gpu: str
     work = predict.Work(
         blocks=1000, warps=8, moved=2000 * 32768, read=1000 * 32768, element=4, lanes=256
     )
-    prediction = predict.predict(copy, work, GPUS[gpu])
-    assert prediction.share == pytest.approx(1, abs=0.03)
-    assert prediction.cap > 2
+    made = predict.predict(copy, work, GPUS[gpu])
+    assert made.share == pytest.approx(1, abs=0.03)
+    assert made.cap > 2
 
 
 @needs_nvcc
@@ -149,11 +222,14 @@ def test_what_computes_too_much_is_told_with_its_unit(
     work = predict.Work(
         blocks=1, warps=8, moved=2 * 256 * 16 * 16, read=256 * 16 * 16, element=4, lanes=256
     )
-    prediction = predict.predict(kernel(toys["sm_90"], "slow"), work, H200)
-    assert prediction.by_unit["MUFU"] == 16
-    assert prediction.bound == "MUFU"
-    assert prediction.cap == pytest.approx(4 * 2 / H200.bytes_a_clock, rel=1e-6)
-    assert prediction.cap - 0.05 < prediction.share < prediction.cap + 0.01
+    made = predict.predict(kernel(toys["sm_90"], "slow"), work, H200)
+    assert made.by_unit["MUFU"] == 16
+    assert made.bound == "MUFU"
+    assert made.cap == pytest.approx(4 * 2 / H200.bytes_a_clock, rel=1e-6)
+    assert made.cap - 0.05 < made.share < made.cap + 0.01
+    # It would not pass for one that reaches its goal.
+    entries: table.Entries = {("cuda", CASE): {"H200": {"bar": CASE.goal}, "reason": "none"}}
+    assert "below its bar" in table.verdict(entries, {("cuda", CASE): {"H200": made}})[1][0]
 
 
 @needs_nvcc
