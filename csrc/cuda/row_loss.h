@@ -91,20 +91,31 @@ class RowPair {
     return v;
   }
 
-  // The same for all vectors of any rows, one after the other: registers for a vector on its way
-  // would cost warps, which hide more.
+  // The same for all vectors of any rows. Where for_whole takes most of them none is on its way:
+  // the registers for it would cost warps.
   template <typename Work>
   __device__ __forceinline__ void for_each(int v, int size, int end, const Work& work) const {
+    typename LogitsRow::Fetched fetched_z;
+    typename TeacherRow::Fetched fetched_t;
+    const auto fetch = [&](int at) {
+      logits_.fetch(int64_t(at) * N, num_classes_, &fetched_z);
+      teacher_.fetch(int64_t(at) * N, num_classes_, &fetched_t);
+    };
+    // One step before the first, so that there is one place that fetches.
+    const int begin = v;
 #pragma unroll 1
-    for (; v < end; v += size) {
-      typename LogitsRow::Fetched fetched_z;
-      typename TeacherRow::Fetched fetched_t;
-      logits_.fetch(int64_t(v) * N, num_classes_, &fetched_z);
-      teacher_.fetch(int64_t(v) * N, num_classes_, &fetched_t);
+    for (v = kTypesAreKnown ? v : v - size; v < end; v += size) {
+      if constexpr (kTypesAreKnown) fetch(v);
       T z[N], t[N];
-      LogitsRow::convert(fetched_z, z);
-      TeacherRow::convert(fetched_t, t);
-      work(int64_t(v) * N, z, t);
+      const bool has_work = kTypesAreKnown || v >= begin;
+      if (has_work) {
+        LogitsRow::convert(fetched_z, z);
+        TeacherRow::convert(fetched_t, t);
+      }
+      if constexpr (!kTypesAreKnown) {
+        if (v + size < end) fetch(v + size);
+      }
+      if (has_work) work(int64_t(v) * N, z, t);
     }
   }
 
