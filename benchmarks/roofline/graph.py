@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,6 +13,8 @@ from roofline.sass import ATOMICS, Code, Instruction, operations
 TABLES = ("BRX", "BRXU")
 # Of more ways to a block, predicates are forgotten: some dozens are usual.
 MOST_STATES = 1000
+# More than all else that weighs.
+MUCH = 10**9
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class Graph:
         inside: Iterable[int] | None = None,
         least_work: int = 0,
         barriers: int | None = None,
+        is_first: bool = True,
+        is_alone: bool = False,
+        around: Set[int] = frozenset(),
     ) -> list[int]:
         """The blocks of the shortest of the heaviest ways from some block on.
 
@@ -163,12 +168,17 @@ class Graph:
             least_work: before weight counts that it has so many operations on float32 or float64
                 numbers, or as many of these as there are.
             barriers: before all else counts that it has so many barriers.
+            is_first: whether it is that of a block's first warp, which does what is left behind a
+                barrier: for the others nothing weighs there.
+            is_alone: whether barriers come after its first store and not before where it can
+                choose, as for warps that have rows of their own.
+            around: blocks that it goes around where it can.
         """
         allowed = set(self.order if inside is None else inside)
         # What may still matter of a way to a block, its cost, and its last block and state.
-        State = tuple[frozenset[str], int, int, int]
+        State = tuple[frozenset[str], int, bool, int, int]
         Known = dict[State, tuple[tuple[int, int], tuple[int, "State"] | None]]
-        start: State = (frozenset(), 0, 0, 0)
+        start: State = (frozenset(), 0, False, 0, 0)
         known: dict[int, Known] = {begin: {start: ((0, 0), None)} for begin in begins}
         ends: list[tuple[tuple[int, ...], int, State]] = []
         for block in self.order:
@@ -180,11 +190,18 @@ class Graph:
             work = sum(map(operations, code))
             num_barriers = sum(one.name == "BAR" for one in code)
             is_fence = self._has_fence(block)
+            stores = any(one.name == "STG" for one in code)
             atomics = sum(one.name in ATOMICS for one in code)
             for state, ((lightness, length), _) in list(known[block].items()):
-                taken, stage, work_before, barriers_before = state
-                cost = (lightness - (heavy + atomics, atomics, 0)[stage], length + len(code))
-                stage = 2 if atomics and (stage or is_fence) else max(stage, int(is_fence))
+                taken, stage, has_stored, work_before, barriers_before = state
+                lightness -= (heavy + atomics, atomics, 0)[stage]
+                lightness += MUCH * (block in around)
+                if is_alone and not stage:
+                    lightness += MUCH * num_barriers * (-1 if has_stored else 1)
+                cost = (lightness, length + len(code))
+                stage = max(stage, int(is_fence))
+                if (stage and atomics) or (num_barriers and not is_first):
+                    stage = 2
                 decided = {one for one in taken if one.lstrip("!") not in written}
                 for to, condition in self._steps(block):
                     if _opposite(condition) in decided:
@@ -192,12 +209,13 @@ class Graph:
                     new: State = (
                         frozenset(decided | {condition} if _ONE.fullmatch(condition) else decided),
                         max(stage, 2 * self._goes_around_a_fence(block, to)),
+                        has_stored or stores,
                         min(least_work, work_before + work),
                         barriers_before + num_barriers if barriers is not None else 0,
                     )
                     if is_end(block, to):
-                        wrong = 0 if barriers is None else abs(barriers - new[3])
-                        ends.append(((wrong, -new[2], *cost), block, state))
+                        wrong = 0 if barriers is None else abs(barriers - new[4])
+                        ends.append(((wrong, -new[3], *cost), block, state))
                     elif to in allowed and not self.goes_back(block, to):
                         others = known.setdefault(to, {})
                         if len(others) > MOST_STATES:

@@ -90,8 +90,8 @@ class Walk:
 
     The main loop is the innermost one that loads most, by the widest loads, and not behind a fence,
     where the last block of a launch adds up what all have found. The loop around it is passed as
-    often as a block comes to it, all other loops once; but sums that go around among lanes, one
-    step at a time, take as many steps as there are.
+    often as a block comes to it, others that load are gone around, and the rest is passed once;
+    but sums that go around among lanes, one step at a time, take as many steps as there are.
 
     Attributes:
         loop: the instructions of an iteration; empty where nothing is loaded in a loop.
@@ -132,6 +132,14 @@ class Walk:
             self._loops += sorted(around, key=lambda one: len(one.blocks))
         else:
             self.width = max((one.width for one in kernel.code if one.name in LOADS), default=4)
+        # Parts to merge, rows that need a second look.
+        self._others = {
+            block
+            for loop in self._graph.loops
+            if loop not in self._loops and _loaded(self._graph.code(loop.blocks), 0)
+            for block in loop.blocks
+        }
+        self._others.difference_update(*(loop.blocks for loop in self._loops[:1]))
 
     def _iteration(self, loop: Loop, element: int) -> list[int]:
         """An iteration that loads most and computes with what it loads."""
@@ -149,15 +157,15 @@ class Walk:
     def programs(self, iterations: Sequence[int], turns: int, *, is_split: bool) -> list[Code]:
         """What each warp of a block executes, with its number of iterations of the main loop.
 
-        Before the loop that is the way that loads and computes most. The first warp finishes what
-        the block has: it takes the way that stores, loads and computes most, or, of a block that is
-        one of several of a row, the one through the fence where all but the last are at their end.
-        The other warps take the shortest way with the same barriers.
+        Before the loop that is the way that loads and computes most, behind it the one that stores,
+        loads and computes most, or, of a block that is one of several of a row, the one through the
+        fence where all but the last of them are at their end. What comes behind a barrier is up to
+        the first warp: the others take the shortest way from there on with the same barriers.
         """
-        end, others = (_parted, _parted) if is_split else (self._finished, _shuffled)
+        end = _parted if is_split else _finished
         first = self._program(iterations[0], turns, end, None)
         barriers = sum(one.name == "BAR" for one in first)
-        of = cache(lambda number: self._program(number, turns, others, barriers))
+        of = cache(lambda number: self._program(number, turns, end, barriers))
         return [first, *map(of, iterations[1:])]
 
     def _program(self, iterations: int, turns: int, weight: Weight, barriers: int | None) -> Code:
@@ -172,12 +180,22 @@ class Walk:
             back = graph.way(self._exits(inner), _is_end(head), _shuffled, inside=blocks)
             program = (self._passed(there) + program + self._passed(back)) * turns
         outermost = outer[0] if outer else inner
-        begin = self._passed(graph.way([0], _is_end(outermost.head), self._computes))
+        begin = self._passed(
+            graph.way([0], _is_end(outermost.head), self._computes, around=self._others)
+        )
         if barriers is not None:
             barriers -= sum(one.name == "BAR" for one in begin + program)
         exits = self._exits(outermost)
-        end = self._passed(graph.way(exits, _is_end(-1), weight, barriers=barriers))
-        return begin + program + end
+        end = graph.way(
+            exits,
+            _is_end(-1),
+            weight,
+            barriers=barriers,
+            is_first=barriers is None,
+            is_alone=self._is_alone,
+            around=self._others,
+        )
+        return begin + program + self._passed(end)
 
     def _loads(self, one: Instruction) -> int:
         return (one.name in LOADS) * (_MORE if one.width >= self.width else 1)
@@ -185,12 +203,6 @@ class Walk:
     def _computes(self, one: Instruction) -> int:
         is_wide = one.name in LOADS and one.width >= self.width
         return _MORE if is_wide else operations(one)
-
-    def _finished(self, one: Instruction) -> int:
-        if one.name in (*LOADS, "STG", "SHFL"):
-            return _MORE * one.width
-        # Warps that have rows of their own don't wait for each other in the middle of one.
-        return -_MORE * _MORE if one.name == "BAR" and self._is_alone else operations(one)
 
     def _exits(self, loop: Loop) -> set[int]:
         return {to for block in loop.blocks for to in self._graph.after[block]} - loop.blocks
@@ -216,6 +228,10 @@ _MORE = 1000
 
 def _is_end(end: int) -> Callable[[int, int], bool]:
     return lambda block, to: to == end
+
+
+def _finished(one: Instruction) -> int:
+    return _MORE * one.width if one.name in (*LOADS, "STG", "SHFL") else operations(one)
 
 
 def _parted(one: Instruction) -> int:
