@@ -120,10 +120,11 @@ class Walk:
                 for other in candidates
                 if other[3].blocks < loop.blocks and other[0] == width and 3 * other[1] >= loaded
             ]
-            if not inner and (width, loaded, length) > (
+            # Of two loops over the same, the shorter is the common way.
+            if not inner and (width, loaded, -length) > (
                 self.width,
                 _loaded(self.loop, self.width),
-                len(self.loop),
+                -len(self.loop),
             ):
                 self.width, self.loop = width, self._graph.code(path)
                 self._loops = [loop]

@@ -4,8 +4,9 @@
 // of them again. Backward: reads the same and 72 bytes a row, writes B * C numbers. Floor: these
 // bytes over the bandwidth of memory, which is for (8192, 32000) bfloat16 1.05 GB and 1.57 GB, 0.31
 // and 0.47 ms at 3.35 TB/s. In the compiled loops for sm_90a a class takes 21 and 22 instructions
-// (bfloat16) or 22 and 25 (float32), three of them exponentials, in 64 registers: a static model of
-// an H200 predicts 0.98 to 1.00 of a copy for them.
+// (bfloat16) or 22 and 25 (float32), three of them exponentials, in 64 registers. What a launch is
+// predicted to reach of a copy, with all that surrounds these loops, is in
+// benchmarks/predicted.toml.
 //
 // Mapping: short rows have 4 to 32 lanes of a warp, long ones all 256 threads of a block, 16 bytes
 // of each tensor a thread at a time; the next ones are on their way meanwhile. Forward, long rows
