@@ -37,7 +37,6 @@ def row_loss_forward(
     ints: list[int],
 ) -> tuple[Tensor, ...]:
     options = Options.of(floats, ints)
-    check_indices(target, logits.shape[1], options.ignore_index)
     rows = _rows(logits, teacher_logits, target, weight, options)
     losses = reference.reduce_terms(
         reference.RowTerms(rows.ce, rows.kl, rows.totals),
@@ -62,6 +61,9 @@ def row_loss_backward(
     ints: list[int],
 ) -> Tensor:
     grad = state * grad_loss.to(state.dtype).reshape(-1, 1)
+    if grad_loss.dim() > 0:
+        # Whatever comes in for an ignored row, even NaN.
+        grad = grad.masked_fill((target == Options.of(floats, ints).ignore_index)[:, None], 0)
     return grad.to(logits.dtype)
 
 
@@ -300,12 +302,13 @@ def _rows(
 
     Only where a look at numbers costs nothing: it would stall the stream of a GPU.
     """
-    if logits.device.type == "cpu" and checks.all_are_classes(
-        target, logits.shape[1], options.ignore_index
-    ):
+    num_classes, ignore_index = logits.shape[1], options.ignore_index
+    if logits.device.type == "cpu" and checks.all_are_classes(target, num_classes, ignore_index):
         rows = _Rows(logits, teacher_logits, target, weight, options, plain=True)
         if rows.is_finite():
             return rows
+    else:
+        check_indices(target, num_classes, ignore_index)
     return _Rows(logits, teacher_logits, target, weight, options, plain=False)
 
 

@@ -14,7 +14,7 @@ beside the inputs. Kernels keep ``[B + 1, ROW_STATE]`` float64: some numbers of 
 the first two of the last row, what means are divided by: the sum of the target weights (NaN where
 it is 0), and the number of rows not ignored. PyTorch's own operations keep the gradient ``[B, C]``
 for an incoming gradient of 1, in the dtype of the loss; nothing where ``need_logits`` is not set.
- ``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any
+``gradients`` are ``[B, K, *S]`` and ``inputs`` ``[B, *S]``, of any
 strides. Teacher logits ``[B, C]`` that an operator returns are float64 for float64 logits or
 statistics, else float32.
 

@@ -18,6 +18,8 @@ from helpers.oracle import Outcome, assert_follows_definition, defined, evaluate
 from helpers.tolerance import assert_accurate, assert_within
 from torch import Tensor
 
+import introkernels as ik
+
 NEVER = float("-inf")
 NAN = float("nan")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -380,6 +382,16 @@ class TestNaN:
 
 
 class TestIgnoredRows:
+    def test_no_gradient_comes_in_for_them(self, backend: str) -> None:
+        case = distillation_case(3, 5, reduction="none")
+        case["target"][1] = -100
+        logits = case["logits"].requires_grad_()
+        loss = ik.distillation_loss(*case.arguments(), **case.keywords)
+        loss.backward(torch.tensor([1.0, NAN, 1.0], device=loss.device))
+        assert logits.grad is not None
+        assert torch.equal(logits.grad[1], torch.zeros_like(logits.grad[1]))
+        assert logits.grad[0].isfinite().all()
+
     @every_loss
     @every_dtype
     @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

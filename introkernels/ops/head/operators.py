@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,24 +18,10 @@ from introkernels.types import REDUCTIONS
 Linear = Callable[..., tuple[Tensor, ...]]
 
 
-class ChunkLoss(Protocol):
-    """The row loss of a chunk, whose rows are some of a batch."""
-
-    def __call__(
-        self,
-        logits: Tensor,
-        teacher_logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        totals: Tensor,
-        incoming: Tensor,
-        options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropies and divergences ``[rows]``, then the gradient of the logits.
-
-        The latter is empty unless ``options.need_logits``. ``totals`` are those of the batch,
-        ``incoming`` is the gradient of the loss: of each row where the reduction is none.
-        """
+# Cross entropies and divergences of a chunk's rows, then the gradient of its logits, empty unless
+# `options.need_logits`. It takes what `chunk_loss_of` passes on; `totals` are those of the batch,
+# and `incoming` is the gradient of the loss: of each row where the reduction is none.
+ChunkLoss = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def chunk_loss_of(
