@@ -7,28 +7,34 @@ from introkernels.functional import (
     distillation_loss,
     explanation_stats,
     introspective_loss,
+    linear_distillation_loss,
     linear_introspective_loss,
     similarity_loss,
 )
 from introkernels.modules import (
     DistillationLoss,
     IntrospectiveLoss,
+    LinearDistillationLoss,
     LinearIntrospectiveLoss,
     SimilarityLoss,
 )
 from introkernels.objective import IntrospectiveObjective
 from introkernels.ops.select import use_backend
 from introkernels.teachers import soft_labels, teacher_logits
-from introkernels.types import ExplanationStats, LossParts
+from introkernels.types import ExplanationStats, LinearTeacher, LossParts, Teacher, TopKTeacher
 
 __all__ = [
     "DistillationLoss",
     "ExplanationStats",
     "IntrospectiveLoss",
     "IntrospectiveObjective",
+    "LinearDistillationLoss",
     "LinearIntrospectiveLoss",
+    "LinearTeacher",
     "LossParts",
     "SimilarityLoss",
+    "Teacher",
+    "TopKTeacher",
     "__version__",
     "backends",
     "build_info",
@@ -36,6 +42,7 @@ __all__ = [
     "explain",
     "explanation_stats",
     "introspective_loss",
+    "linear_distillation_loss",
     "linear_introspective_loss",
     "reference",
     "similarity_loss",

@@ -124,7 +124,7 @@ class IntrospectiveFunction(LossFunction):
 
 
 class LinearFunction(LossFunction):
-    """The linear head and its loss, explained at the features.
+    """The linear head and its loss, from explanations at its features or from a teacher.
 
     ``options.need_…`` say which gradients the forward makes along with the loss. The first backward
     hands them out; where there are none, or no more, they are made again.
@@ -140,17 +140,16 @@ class LinearFunction(LossFunction):
         target: Tensor,
         bias: Tensor | None,
         class_weight: Tensor | None,
+        teacher: tuple[Tensor, ...],
         options: Options,
     ) -> tuple[Tensor, ...]:
-        outputs = operators.linear(
-            features, weight, target, bias, class_weight, None, options.floats, options.ints
-        )
-        return tuple(outputs)
+        tensors = features, weight, target, bias, class_weight, *teacher
+        return _head(operators, options, None, *tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.operators, features, weight, target, bias, class_weight, ctx.options = inputs
-        _save(ctx, features, weight, target, bias, class_weight)
+        ctx.operators, *tensors, teacher, ctx.options = inputs
+        _save(ctx, *tensors, *teacher)
         _only_loss_has_gradient(ctx, output)
         needs = ctx.options.need_features, ctx.options.need_weight, ctx.options.need_bias
         # Apart from the saved tensors, which nobody may write to.
@@ -159,7 +158,7 @@ class LinearFunction(LossFunction):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *constants: None) -> Any:
         if grad_loss is None:
-            return (None,) * 7
+            return (None,) * 8
         _, need_features, need_weight, _, need_bias, *_ = ctx.needs_input_grad
         needs = (need_features, need_weight, need_bias)
         # Taken in one step, as two threads may walk a graph at once.
@@ -170,7 +169,25 @@ class LinearFunction(LossFunction):
         features, weight, bias = (
             grad if need else None for grad, need in zip(grads, needs, strict=True)
         )
-        return (None, features, weight, None, bias, None, None)
+        return (None, features, weight, None, bias, None, None, None)
+
+
+def _head(
+    operators: SimpleNamespace, options: Options, grad_loss: Tensor | None, *tensors: Any
+) -> tuple[Tensor, ...]:
+    """The operator of a head; ``tensors`` are those of `LinearFunction`."""
+    features, weight, target, bias, class_weight, *teacher = tensors
+    numbers = options.floats, options.ints
+    if not teacher:
+        outputs = operators.linear(
+            features, weight, target, bias, class_weight, grad_loss, *numbers
+        )
+    else:
+        head = [weight] if bias is None else [weight, bias]
+        outputs = operators.linear_distillation(
+            features, head, teacher, target, class_weight, grad_loss, *numbers
+        )
+    return tuple(outputs)
 
 
 def _make_head_gradients(
@@ -183,26 +200,18 @@ def _make_head_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of features, weight and bias; ``unit_grads`` are those for a ``grad_loss`` of 1.
 
-    ``tensors`` are the operator's. All gradients of a scalar loss are made for a gradient of 1 and
-    then multiplied, so that they are the same bits with and without ``unit_grads``.
+    ``tensors`` are those of `LinearFunction`. All gradients of a scalar loss are made for one of 1
+    and then multiplied, so that they are the same bits with and without ``unit_grads``.
     """
-    features, weight, target, bias, class_weight = tensors
+    features, weight, _, bias, *_ = tensors
     per_row = grad_loss.dim() > 0
     if unit_grads is None:
         need_features, need_weight, need_bias = needs
         options = options._replace(
             need_features=need_features, need_weight=need_weight, need_bias=need_bias
         )
-        _, _, _, *unit_grads = operators.linear(
-            features,
-            weight,
-            target,
-            bias,
-            class_weight,
-            grad_loss if per_row else None,
-            options.floats,
-            options.ints,
-        )
+        of_rows = grad_loss if per_row else None
+        _, _, _, *unit_grads = _head(operators, options, of_rows, *tensors)
     grads: Sequence[Tensor] = unit_grads
     # On a GPU, looking at the number would stall the stream.
     plain = _is_plain(grad_loss)

@@ -19,7 +19,16 @@ from torch._subclasses import FakeTensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from introkernels.types import LABEL_MODES, REDUCTIONS, SIMILARITIES, ExplanationStats
+from introkernels.types import (
+    DIVERGENCES,
+    LABEL_MODES,
+    REDUCTIONS,
+    SIMILARITIES,
+    TAILS,
+    ExplanationStats,
+    LinearTeacher,
+    TopKTeacher,
+)
 
 _LARGEST = sys.float_info.max
 _PLAIN = (Tensor, Parameter)
@@ -197,8 +206,13 @@ def loss_keywords(
     label_smoothing: object,
     ignore_index: object,
     reduction_name: object,
-) -> tuple[float, float, float, float, int, int]:
+    divergence: object,
+    beta: object,
+) -> tuple[float, float, float, float, int, int, int, float]:
     """The numbers that every loss takes, checked, as introkernels/options.py orders them."""
+    number = _finite("beta", beta, "in (0, 1)")
+    if not 0 < number < 1:
+        raise ValueError(f"beta must be in (0, 1), got {beta!r}")
     return (
         temperature("temperature", temperature_value),
         non_negative("ce_weight", ce_weight),
@@ -206,6 +220,8 @@ def loss_keywords(
         within("label_smoothing", label_smoothing, 0, 1),
         integer("ignore_index", ignore_index),
         choice("reduction", reduction_name, REDUCTIONS),
+        choice("divergence", divergence, DIVERGENCES),
+        number,
     )
 
 
@@ -224,18 +240,84 @@ def label_keywords(
     )
 
 
-def logits_and_target(logits: object, target: object) -> None:
-    """Check ``logits [B, C]`` with ``C >= 1`` and ``target [B]`` int64 on one device."""
+def logits_and_target(logits: object, target: object, ce_weight: object = 1.0) -> None:
+    """Check ``logits [B, C, d1, ...]`` with ``C >= 1`` and their target, on one device.
+
+    ``target`` is int64 ``[B, d1, ...]``, floating with the shape of ``logits``, or None where
+    ``ce_weight`` is 0.
+    """
     floating_tensor("logits", logits)
     assert isinstance(logits, Tensor)
-    if logits.dim() != 2:
-        raise ValueError(
-            f"logits must have shape [B, C], got {describe(logits)}; move the class dimension "
-            "last and flatten the others into rows"
-        )
+    if logits.dim() < 2:
+        raise ValueError(f"logits must have shape [B, C, d1, ...], got {describe(logits)}")
     if logits.shape[1] == 0:
         raise ValueError(f"logits must have at least one class, got {describe(logits)}")
-    target_of_rows(target, "logits", logits)
+    if target is None and ce_weight == 0:
+        return
+    if isinstance(target, Tensor) and target.is_floating_point():
+        class_probabilities(target, logits)
+        return
+    int64_tensor("target", target)
+    assert isinstance(target, Tensor)
+    rows = [logits.shape[0], *logits.shape[2:]]
+    if list(target.shape) != rows:
+        raise ValueError(
+            f"target must have shape {rows}, one class index for each row of logits "
+            f"{list(logits.shape)}, got {describe(target)}"
+        )
+    same_device("logits", logits, "target", target)
+
+
+def matrix(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a tensor ``[B, C]``."""
+    floating_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dim() != 2:
+        raise ValueError(
+            f"{name} must have shape [B, C], got {describe(value)}; move the class dimension "
+            "last and flatten the others into rows"
+        )
+
+
+def class_probabilities(target: Tensor, logits: Tensor) -> None:
+    """Check that probabilities of the classes match ``logits`` in shape and device."""
+    floating_tensor("target", target)
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must have the shape of logits {list(logits.shape)} where it holds class "
+            f"probabilities, got {describe(target)}"
+        )
+    same_device("logits", logits, "target", target)
+
+
+def probabilities_of_explained(
+    target: Tensor, owner_name: str, owner: Tensor, class_index: Tensor | None
+) -> None:
+    """Check class probabilities ``[B, C]`` of explanations ``[B, K, ...]``."""
+    floating_tensor("target", target)
+    rows, explained = owner.shape[:2]
+    classes = target.shape[1] if target.dim() == 2 and class_index is not None else explained
+    if list(target.shape) != [rows, classes]:
+        raise ValueError(
+            f"target must have shape [{rows}, {explained}] where it holds class probabilities of "
+            f"{owner_name} {list(owner.shape)}, got {describe(target)}"
+        )
+    same_device(owner_name, owner, "target", target)
+
+
+def row_weight(weight: object, shape: Sequence[int], owner: Tensor) -> None:
+    """Check that the weights of rows are None or floating, of the shape of the rows."""
+    if weight is None:
+        return
+    floating_tensor("row_weight", weight)
+    assert isinstance(weight, Tensor)
+    if list(weight.shape) != list(shape):
+        raise ValueError(
+            f"row_weight must have shape {list(shape)}, one weight for each row, "
+            f"got {describe(weight)}"
+        )
+    if weight.device != owner.device:
+        raise ValueError(f"row_weight must be on {owner.device}, got {describe(weight)}")
 
 
 def target_of_rows(target: object, owner_name: str, owner: Tensor) -> None:
@@ -259,14 +341,17 @@ def rows_of(owner_name: str, owner: Tensor, name: str, other: Tensor) -> None:
         )
 
 
-def linear_head(features: object, weight: object, target: object, bias: object) -> None:
-    """Check ``features [..., D]``, ``weight [C, D]``, ``target [...]`` and ``bias [C]`` or None."""
+def linear_head(
+    features: object, weight: object, target: object, bias: object, ce_weight: object = 1.0
+) -> None:
+    """Check ``features [..., D]``, ``weight [C, D]``, ``target [...]`` and ``bias [C]`` or None.
+
+    ``target`` may be None where ``ce_weight`` is 0.
+    """
     floating_tensor("features", features)
     floating_tensor("weight", weight)
-    int64_tensor("target", target)
     assert isinstance(features, Tensor)
     assert isinstance(weight, Tensor)
-    assert isinstance(target, Tensor)
     if features.dim() == 0:
         raise ValueError(f"features must have shape [..., D], got {describe(features)}")
     width = features.shape[-1]
@@ -275,13 +360,16 @@ def linear_head(features: object, weight: object, target: object, bias: object) 
             f"weight must have shape [C, {width}] with C >= 1, as many columns as features "
             f"{list(features.shape)}, got {describe(weight)}"
         )
-    if target.shape != features.shape[:-1]:
-        raise ValueError(
-            f"target must have shape {list(features.shape[:-1])}, that of features without the "
-            f"last dimension, got {describe(target)}"
-        )
+    if target is not None or ce_weight != 0:
+        int64_tensor("target", target)
+        assert isinstance(target, Tensor)
+        if target.shape != features.shape[:-1]:
+            raise ValueError(
+                f"target must have shape {list(features.shape[:-1])}, that of features without the "
+                f"last dimension, got {describe(target)}"
+            )
+        same_device("features", features, "target", target)
     same_device("features", features, "weight", weight)
-    same_device("features", features, "target", target)
     mixable_dtypes("features", features, "weight", weight)
     if bias is None:
         return
@@ -308,17 +396,103 @@ def class_weight(weight: object, num_classes: int, owner: Tensor, name: str = "w
         raise ValueError(f"{name} must be on {owner.device}, got {describe(weight)}")
 
 
-def teacher_logits(teacher: object, logits: Tensor) -> None:
-    """Check that ``teacher_logits`` matches ``logits`` in shape, device and kind of dtype."""
-    floating_tensor("teacher_logits", teacher)
-    assert isinstance(teacher, Tensor)
-    if teacher.shape != logits.shape:
-        raise ValueError(
-            f"teacher_logits must have the shape of logits {list(logits.shape)}, "
-            f"got {describe(teacher)}"
+def teacher(value: object, owner_name: str, owner: Tensor, shape: Sequence[int]) -> None:
+    """Check a teacher of rows ``shape[:-1]`` and classes ``shape[-1]`` against its student.
+
+    Teacher logits have their classes where the student's ``logits`` have them, in dimension 1; a
+    head's ``features`` have none, and theirs are last. The device and the kind of dtype are those
+    of ``owner``.
+    """
+    *rows, classes = shape
+    if isinstance(value, ExplanationStats):
+        stats(value, owner_name, owner if owner.dim() == 2 else owner.flatten(0, -2), classes)
+    elif isinstance(value, LinearTeacher):
+        of_rows = {"teacher.features": value.features, "teacher.weight": value.weight}
+        if value.bias is not None:
+            of_rows["teacher.bias"] = value.bias
+        _tensors_of_teacher(of_rows, owner_name, owner)
+        _linear_teacher(value, rows, classes)
+    elif isinstance(value, TopKTeacher):
+        int64_tensor("teacher.indices", value.indices)
+        same_device(owner_name, owner, "teacher.indices", value.indices)
+        _tensors_of_teacher({"teacher.log_probs": value.log_probs}, owner_name, owner)
+        _top_k_teacher(value, rows, classes)
+    elif isinstance(value, Tensor):
+        _tensors_of_teacher({"teacher": value}, owner_name, owner)
+        dim, expected = (1, list(owner.shape)) if owner_name == "logits" else (-1, list(shape))
+        if list(value.shape) != expected:
+            _refuse_classes("teacher", value, classes, dim)
+            raise ValueError(f"teacher must have shape {expected}, got {describe(value)}")
+    else:
+        raise TypeError(
+            "teacher must be a torch.Tensor of logits, or an introkernels LinearTeacher, "
+            f"TopKTeacher or ExplanationStats, got {describe(value)}"
         )
-    same_device("logits", logits, "teacher_logits", teacher)
-    mixable_dtypes("logits", logits, "teacher_logits", teacher)
+
+
+def _tensors_of_teacher(tensors: dict[str, Tensor], owner_name: str, owner: Tensor) -> None:
+    for name, tensor in tensors.items():
+        floating_tensor(name, tensor)
+        mixable_dtypes(owner_name, owner, name, tensor)
+        same_device(owner_name, owner, name, tensor)
+    in_memory(dict(tensors))
+
+
+def _refuse_classes(name: str, tensor: Tensor, classes: int, dim: int) -> None:
+    """Raise ValueError where student and teacher score different numbers of classes."""
+    if tensor.dim() > 1 and tensor.shape[dim] != classes:
+        raise ValueError(
+            f"{name} must score the student's {classes} classes, got {tensor.shape[dim]} of them "
+            f"in {describe(tensor)}: two vocabularies have to be mapped onto each other first"
+        )
+
+
+def _linear_teacher(value: LinearTeacher, rows: list[int], classes: int) -> None:
+    if list(value.features.shape[:-1]) != rows:
+        raise ValueError(
+            f"teacher.features must have shape {[*rows, 'D']}, one row for each of the student's, "
+            f"got {describe(value.features)}"
+        )
+    width = value.features.shape[-1]
+    if value.weight.dim() != 2 or value.weight.shape[1] != width:
+        raise ValueError(
+            f"teacher.weight must have shape [{classes}, {width}], as many columns as "
+            f"teacher.features, got {describe(value.weight)}"
+        )
+    _refuse_classes("teacher.weight", value.weight, classes, 0)
+    if value.bias is not None and list(value.bias.shape) != [classes]:
+        raise ValueError(f"teacher.bias must have shape [{classes}], got {describe(value.bias)}")
+
+
+def _top_k_teacher(value: TopKTeacher, rows: list[int], classes: int) -> None:
+    choice("teacher.tail", value.tail, TAILS)
+    shape = list(value.indices.shape)
+    if shape[:-1] != rows or len(shape) != len(rows) + 1 or not 1 <= shape[-1] <= classes:
+        raise ValueError(
+            f"teacher.indices must have shape {[*rows, 'K']} with 1 <= K <= {classes}, "
+            f"got {describe(value.indices)}"
+        )
+    if list(value.log_probs.shape) != shape:
+        raise ValueError(
+            f"teacher.log_probs must have the shape of teacher.indices {shape}, "
+            f"got {describe(value.log_probs)}"
+        )
+
+
+def classes_of_teacher(indices: Tensor, num_classes: int) -> None:
+    """Raise IndexError for a class outside ``[0, num_classes)``, ValueError for one that repeats.
+
+    Where values can't be looked at, their row is NaN.
+    """
+    if not values_are_readable(indices) or indices.numel() == 0:
+        return
+    least, largest = indices.aminmax()
+    if bool(least < 0) or bool(largest >= num_classes):
+        bad = int(least) if bool(least < 0) else int(largest)
+        raise IndexError(f"teacher.indices holds {bad}, outside [0, {num_classes})")
+    ordered = indices.sort(-1).values
+    if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+        raise ValueError("teacher.indices must name each class of a row once")
 
 
 def class_index(index: object, rows: int, owner: Tensor, name: str = "class_index") -> None:
@@ -407,13 +581,25 @@ def stats(value: object, owner_name: str, owner: Tensor, num_classes: int | None
     same_device(owner_name, owner, "stats.sq_norms", value.sq_norms)
 
 
+def label_mode_of(target: Tensor, label_mode: object) -> None:
+    """Raise ValueError where soft labels keep a mass for the target, and target is a mixture."""
+    if target.is_floating_point() and label_mode != "softmax":
+        raise ValueError(
+            "label_mode must be 'softmax' where target holds class probabilities, "
+            f"got {label_mode!r}"
+        )
+
+
 def stats_and_target(value: object, target: object) -> None:
-    """Check an :class:`ExplanationStats` and the ``target [B]`` of its rows."""
+    """Check an :class:`ExplanationStats` and the target of its rows, classes or probabilities."""
     if isinstance(value, ExplanationStats):
         floating_tensor("stats.dots", value.dots)
         if value.dots.dim() != 2:
             raise ValueError(f"stats.dots must have shape [B, K], got {describe(value.dots)}")
-        target_of_rows(target, "stats.dots", value.dots)
+        if isinstance(target, Tensor) and target.is_floating_point():
+            probabilities_of_explained(target, "stats.dots", value.dots, value.class_index)
+        else:
+            target_of_rows(target, "stats.dots", value.dots)
         stats(value, "stats.dots", value.dots, None)
     else:
         raise TypeError(
@@ -450,7 +636,8 @@ def all_are_classes(target: Tensor, num_classes: int, ignore_index: int) -> bool
     if target.numel() == 0 or 0 <= ignore_index < num_classes or is_fake(target):
         return False
     least, largest = target.aminmax()
-    return bool(least >= 0) and bool(largest < num_classes)
+    # Compared as Python's numbers, in a third of the time.
+    return least.item() >= 0 and largest.item() < num_classes
 
 
 def class_index_values(

@@ -14,7 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from introkernels import checks, functional
-from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+from introkernels.types import (
+    Divergence,
+    ExplanationStats,
+    LabelMode,
+    LossParts,
+    Reduction,
+    Similarity,
+    Teacher,
+)
 
 
 class _Loss(nn.Module):
@@ -23,6 +31,8 @@ class _Loss(nn.Module):
     temperature: float
     ce_weight: float
     kl_weight: float
+    divergence: Divergence
+    beta: float
     ignore_index: int
     label_smoothing: float
     reduction: Reduction
@@ -37,6 +47,8 @@ class _Loss(nn.Module):
             keywords["label_smoothing"],
             keywords["ignore_index"],
             keywords["reduction"],
+            keywords["divergence"],
+            keywords["beta"],
         )
         if "similarity" in keywords:
             checks.label_keywords(
@@ -81,6 +93,8 @@ class IntrospectiveLoss(_Loss):
         similarity_temperature: float = 1.0,
         ce_weight: float = 0.7,
         kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         similarity: Similarity = "cosine",
         label_mode: LabelMode = "softmax",
         non_target_mass: float = 0.1,
@@ -97,6 +111,8 @@ class IntrospectiveLoss(_Loss):
             similarity_temperature=similarity_temperature,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
             similarity=similarity,
             label_mode=label_mode,
             non_target_mass=non_target_mass,
@@ -114,10 +130,17 @@ class IntrospectiveLoss(_Loss):
         gradients: Tensor,
         inputs: Tensor,
         class_index: Tensor | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor | LossParts:
         """Logits ``[B, C]``, target ``[B]``, gradients ``[B, C or K, *S]``, inputs ``[B, *S]``."""
         result: Tensor | LossParts = functional.introspective_loss(
-            logits, target, gradients, inputs, class_index=class_index, **self.keywords()
+            logits,
+            target,
+            gradients,
+            inputs,
+            class_index=class_index,
+            row_weight=row_weight,
+            **self.keywords(),
         )
         return result
 
@@ -142,6 +165,8 @@ class LinearIntrospectiveLoss(_Loss):
         similarity_temperature: float = 1.0,
         ce_weight: float = 0.7,
         kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         similarity: Similarity = "cosine",
         label_mode: LabelMode = "softmax",
         non_target_mass: float = 0.1,
@@ -158,6 +183,8 @@ class LinearIntrospectiveLoss(_Loss):
             similarity_temperature=similarity_temperature,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
             similarity=similarity,
             label_mode=label_mode,
             non_target_mass=non_target_mass,
@@ -169,11 +196,16 @@ class LinearIntrospectiveLoss(_Loss):
         )
 
     def forward(
-        self, features: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None
+        self,
+        features: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        bias: Tensor | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor | LossParts:
         """Features ``[..., D]``, weight ``[C, D]``, target ``[...]``, bias ``[C]`` or None."""
         result: Tensor | LossParts = functional.linear_introspective_loss(
-            features, weight, target, bias, **self.keywords()
+            features, weight, target, bias, row_weight=row_weight, **self.keywords()
         )
         return result
 
@@ -193,6 +225,8 @@ class SimilarityLoss(_Loss):
         similarity_temperature: float = 1.0,
         ce_weight: float = 0.7,
         kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         similarity: Similarity = "cosine",
         label_mode: LabelMode = "softmax",
         non_target_mass: float = 0.1,
@@ -208,6 +242,8 @@ class SimilarityLoss(_Loss):
             similarity_temperature=similarity_temperature,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
             similarity=similarity,
             label_mode=label_mode,
             non_target_mass=non_target_mass,
@@ -218,11 +254,15 @@ class SimilarityLoss(_Loss):
         )
 
     def forward(
-        self, logits: Tensor, target: Tensor, stats: ExplanationStats
+        self,
+        logits: Tensor,
+        target: Tensor,
+        stats: ExplanationStats,
+        row_weight: Tensor | None = None,
     ) -> Tensor | LossParts:
         """Logits ``[B, C]``, target ``[B]``, statistics ``[B, C or K]``."""
         result: Tensor | LossParts = functional.similarity_loss(
-            logits, target, stats, **self.keywords()
+            logits, target, stats, row_weight=row_weight, **self.keywords()
         )
         return result
 
@@ -236,6 +276,8 @@ class DistillationLoss(_Loss):
         temperature: float = 4.0,
         ce_weight: float = 0.7,
         kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
@@ -247,15 +289,72 @@ class DistillationLoss(_Loss):
             temperature=temperature,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             reduction=reduction,
             return_parts=return_parts,
         )
 
-    def forward(self, logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | LossParts:
-        """Logits and teacher logits ``[B, C]``, target ``[B]``."""
+    def forward(
+        self,
+        logits: Tensor,
+        teacher: Teacher,
+        target: Tensor | None,
+        row_weight: Tensor | None = None,
+    ) -> Tensor | LossParts:
+        """Logits ``[B, C, d1, ...]``, any teacher of them, target ``[B, d1, ...]``."""
         result: Tensor | LossParts = functional.distillation_loss(
-            logits, teacher_logits, target, **self.keywords()
+            logits, teacher, target, row_weight=row_weight, **self.keywords()
+        )
+        return result
+
+
+class LinearDistillationLoss(_Loss):
+    """Module form of :func:`introkernels.linear_distillation_loss`.
+
+    It owns no head, as :class:`LinearIntrospectiveLoss` owns none.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        ce_weight: float = 0.7,
+        kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        return_parts: bool = False,
+    ) -> None:
+        super().__init__(
+            {"class_weight": class_weight},
+            temperature=temperature,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            return_parts=return_parts,
+        )
+
+    def forward(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        teacher: Teacher,
+        target: Tensor | None,
+        bias: Tensor | None = None,
+        row_weight: Tensor | None = None,
+    ) -> Tensor | LossParts:
+        """Features ``[..., D]``, weight ``[C, D]``, any teacher, target ``[...]``, bias ``[C]``."""
+        result: Tensor | LossParts = functional.linear_distillation_loss(
+            features, weight, teacher, target, bias, row_weight=row_weight, **self.keywords()
         )
         return result

@@ -19,6 +19,8 @@ class Options(NamedTuple):
     label_smoothing: float
     ignore_index: int
     reduction: int
+    divergence: int = 0
+    beta: float = 0.5
     # Of teacher logits of explanations.
     similarity_temperature: float = 1.0
     similarity: int = 0
@@ -31,6 +33,8 @@ class Options(NamedTuple):
     need_features: bool = False
     need_weight: bool = False
     need_bias: bool = False
+    # What a head's teacher is: see introkernels/ops/head/teachers.py.
+    teacher: int = 0
 
     @property
     def floats(self) -> list[float]:
@@ -41,6 +45,7 @@ class Options(NamedTuple):
             self.label_smoothing,
             self.similarity_temperature,
             self.non_target_mass,
+            self.beta,
         ]
 
     @property
@@ -55,13 +60,16 @@ class Options(NamedTuple):
             int(self.need_bias),
             int(self.need_logits),
             self.label_mode,
+            self.divergence,
+            self.teacher,
         ]
 
     @classmethod
     def of(cls, floats: list[float], ints: list[int]) -> Options:
         """The options that were packed into these lists."""
-        temperature, ce_weight, kl_weight, label_smoothing, similarity_temperature, mass = floats
-        ignore_index, reduction, similarity, center, *needs, label_mode = ints
+        temperature, ce_weight, kl_weight, label_smoothing, *labels, beta = floats
+        similarity_temperature, mass = labels
+        ignore_index, reduction, similarity, center, *needs, label_mode, divergence, teacher = ints
         features, weight, bias, logits = needs
         return cls(
             temperature,
@@ -70,6 +78,8 @@ class Options(NamedTuple):
             label_smoothing,
             ignore_index,
             reduction,
+            divergence=divergence,
+            beta=beta,
             similarity_temperature=similarity_temperature,
             similarity=similarity,
             label_mode=label_mode,
@@ -79,4 +89,5 @@ class Options(NamedTuple):
             need_features=bool(features),
             need_weight=bool(weight),
             need_bias=bool(bias),
+            teacher=teacher,
         )

@@ -1,4 +1,4 @@
-"""Teacher logits of explanation statistics: all that knows of similarities and label modes.
+"""Teacher logits: all that knows of similarities, label modes and a teacher's strongest classes.
 
 Whatever makes soft labels gives teacher logits ``t [B, C]``, whose soft labels are
 ``softmax(t / T)``; the row loss asks for no more. Here they are plain PyTorch in the dtype of the
@@ -20,6 +20,7 @@ from introkernels.types import (
     ExplanationStats,
     LabelMode,
     Similarity,
+    TopKTeacher,
 )
 
 _NEVER = float("-inf")
@@ -36,7 +37,7 @@ def similarities(
 
     Args:
         stats: statistics ``[B, K]``.
-        target: ``[B]`` int64.
+        target: ``[B]`` int64, or class probabilities ``[B, C]``, whose explanation no class has.
         similarity: which of the two.
 
     Returns:
@@ -73,7 +74,9 @@ def teacher_logits(
 
     Args:
         stats: an :class:`ExplanationStats` of ``K`` explained classes.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        target: ``[B]`` int64 class indices, or ``ignore_index``; or class probabilities ``y``
+            ``[B, C]``, whose statistics are of the explanation ``sum_k y_k E_k``. The label mode
+            has then to be ``"softmax"``.
         temperature: ``T``, read by ``label_mode="split"``.
         similarity_temperature: ``tau``, which divides the similarities.
         similarity: ``"cosine"`` or ``"projection"``; see `introkernels.explain.similarities`.
@@ -91,11 +94,12 @@ def teacher_logits(
             its row is NaN).
     """
     _check(stats, target, ignore_index)
+    checks.label_mode_of(target, label_mode)
     checks.temperature("temperature", temperature)
     checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass)
     return of_similarities(
         similarities_of(stats, target, similarity),
-        torch.where(target == ignore_index, -1, target),
+        without_ignored(target, ignore_index),
         class_index=stats.class_index,
         temperature=temperature,
         similarity_temperature=similarity_temperature,
@@ -148,10 +152,12 @@ def of_similarities(
     non_target_mass: float,
 ) -> Tensor:
     """Teacher logits ``[B, K]`` of similarities ``[B, K]``; keywords as in `teacher_logits`."""
-    column, known = target_column(target, similarity.shape[1], class_index)
     if label_mode == "softmax":
         logits = (similarity - 1).div_(similarity_temperature)
-    else:
+        if target.is_floating_point():
+            return logits
+    column, known = target_column(target, similarity.shape[1], class_index)
+    if label_mode == "split":
         # A class without others has all of the mass.
         mass = non_target_mass if similarity.shape[1] > 1 else 0.0
         others = similarity.scatter(1, column, _NEVER) / (similarity_temperature * temperature)
@@ -182,6 +188,13 @@ def with_options(
     )
 
 
+def without_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """``target`` with a class that nothing has where it is to be ignored."""
+    if target.is_floating_point():
+        return target
+    return torch.where(target == ignore_index, -1, target)
+
+
 def target_column(
     target: Tensor, num_classes: int, class_index: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -194,6 +207,11 @@ def target_column(
         return column, known
     column = target.clamp(0, num_classes - 1)
     return column[:, None], (column == target)[:, None]
+
+
+def at_explained(target: Tensor, class_index: Tensor | None) -> Tensor:
+    """Class probabilities ``[B, C]`` of explained classes, as ``[B, K]``."""
+    return target if class_index is None else target.gather(1, class_index)
 
 
 def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> Tensor:
@@ -211,10 +229,42 @@ def similarities_of(stats: ExplanationStats, target: Tensor, similarity: Similar
     """Similarities ``[B, K]``, float32 at least, with nothing checked."""
     wide = torch.promote_types(stats.dots.dtype, torch.float32)
     dots, sq_norms = stats.dots.detach().to(wide), stats.sq_norms.detach().to(wide)
+    if target.is_floating_point():
+        # That of a mixture, <E_y, E_y> = sum_k y_k <E_k, E_y>, is no class's.
+        of_target = (at_explained(target, stats.class_index).to(wide) * dots).sum(1, keepdim=True)
+        return of_others(dots, sq_norms, of_target.clamp_(min=0), similarity)
     column, known = target_column(target, dots.shape[1], stats.class_index)
     of_target = sq_norms.gather(1, column).masked_fill_(~known, float("nan"))
     of_itself = torch.where(known, 1.0, float("nan")).to(wide)
     return of_others(dots, sq_norms, of_target, similarity).scatter(1, column, of_itself)
+
+
+def in_range(teacher: TopKTeacher, num_classes: int) -> TopKTeacher:
+    """``teacher`` with classes that can be read: a row that has others is NaN."""
+    checks.classes_of_teacher(teacher.indices, num_classes)
+    known = (teacher.indices >= 0) & (teacher.indices < num_classes)
+    log_probs = torch.where(known.all(1, keepdim=True), teacher.log_probs, float("nan"))
+    return TopKTeacher(torch.where(known, teacher.indices, 0), log_probs, teacher.tail)
+
+
+def of_top_k(logits: Tensor, teacher: TopKTeacher) -> tuple[Tensor, Tensor]:
+    """Logits of student and teacher ``[B, K or K + 1]`` that are a distribution each.
+
+    The last of K + 1 is the bucket of all other classes: the logarithm of the sum of the student's
+    exponentials, and of the probability that the teacher's leave.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    indices, log_probs = teacher.indices, teacher.log_probs.detach()
+    student = logits.gather(1, indices).to(wide)
+    if teacher.tail == "renormalize" or indices.shape[1] == logits.shape[1]:
+        return student, log_probs.to(wide)
+    others = logits.to(wide).scatter(1, indices, _NEVER)
+    nothing = others.amax(1, keepdim=True) == _NEVER
+    # The gradient of a sum of no exponentials would be NaN.
+    bucket = others.masked_fill(nothing, 0).logsumexp(1, keepdim=True).masked_fill(nothing, _NEVER)
+    missing = (1 - log_probs.double().exp().sum(1, keepdim=True)).clamp_(min=0).log_()
+    teacher_logits = torch.cat([log_probs.to(wide), missing.to(wide)], 1)
+    return torch.cat([student, bucket], 1), teacher_logits
 
 
 def of_others(dots: Tensor, sq_norms: Tensor, of_target: Tensor, similarity: Similarity) -> Tensor:
@@ -238,6 +288,8 @@ def _check(stats: ExplanationStats, target: Tensor, ignore_index: int) -> None:
         }
     )
     checks.integer("ignore_index", ignore_index)
+    if target.is_floating_point():
+        return
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if not traced and stats.class_index is None:
         checks.target_in_range(target, stats.dots.shape[1], ignore_index)

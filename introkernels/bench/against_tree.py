@@ -22,8 +22,20 @@ WORKER = Path(__file__).with_name("against_worker.py")
 _STATUS = "_build_status.json"
 # What the libraries of a device are built from, as git takes it.
 _SOURCES = {
-    "cpu": ("setup.py", "csrc", ":(exclude)csrc/cuda", ":(exclude)csrc/emulation"),
-    "cuda": ("setup.py", "setup_cuda.py", "csrc", ":(exclude)csrc/emulation"),
+    "cpu": (
+        "setup.py",
+        "introkernels/ops/schema.py",
+        "csrc",
+        ":(exclude)csrc/cuda",
+        ":(exclude)csrc/emulation",
+    ),
+    "cuda": (
+        "setup.py",
+        "introkernels/ops/schema.py",
+        "setup_cuda.py",
+        "csrc",
+        ":(exclude)csrc/emulation",
+    ),
 }
 _LIBRARIES = {"cpu": "_cpu.so", "cuda": "_cuda.so"}
 # Of what a failed build or process said.

@@ -7,6 +7,7 @@ and the half types mix. They never write to their arguments and accumulate in fl
 from introkernels.functional.distillation import distillation_loss
 from introkernels.functional.introspective import introspective_loss
 from introkernels.functional.linear import linear_introspective_loss
+from introkernels.functional.linear_distillation import linear_distillation_loss
 from introkernels.functional.similarity import similarity_loss
 from introkernels.functional.statistics import explanation_stats
 
@@ -14,6 +15,7 @@ __all__ = [
     "distillation_loss",
     "explanation_stats",
     "introspective_loss",
+    "linear_distillation_loss",
     "linear_introspective_loss",
     "similarity_loss",
 ]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, overload
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import RowLossFunction, constant, loss_parts
+from introkernels.autograd import constant
+from introkernels.functional.rows import RowCall, as_row_weight, as_rows, as_rows_of_target, distil
 from introkernels.ops.select import operators
 from introkernels.options import Options
-from introkernels.types import LossParts, Reduction
+from introkernels.types import Divergence, LossParts, Reduction, Teacher
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 @overload
 def distillation_loss(
     logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
+    teacher: Teacher,
+    target: Tensor | None,
     *,
     return_parts: Literal[True],
     **keywords: Unpack[DistillationKeywords],
@@ -32,8 +33,8 @@ def distillation_loss(
 @overload
 def distillation_loss(
     logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
+    teacher: Teacher,
+    target: Tensor | None,
     *,
     return_parts: Literal[False] = False,
     **keywords: Unpack[DistillationKeywords],
@@ -43,8 +44,8 @@ def distillation_loss(
 @overload
 def distillation_loss(
     logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
+    teacher: Teacher,
+    target: Tensor | None,
     *,
     return_parts: bool,
     **keywords: Unpack[DistillationKeywords],
@@ -53,13 +54,16 @@ def distillation_loss(
 
 def distillation_loss(
     logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
+    teacher: Teacher,
+    target: Tensor | None,
     *,
     temperature: float = 4.0,
     ce_weight: float = 0.7,
     kl_weight: float = 0.3,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -68,35 +72,47 @@ def distillation_loss(
     """Knowledge distillation from any teacher, in one pass over the logits.
 
     ``ce_weight * CE(z, y) + kl_weight * T**2 * KL(softmax(t / T) || softmax(z / T))`` (Hinton,
-    Vinyals, Dean 2015, arXiv:1503.02531). The teacher gets no gradient.
+    Vinyals, Dean 2015, arXiv:1503.02531), or another divergence. The teacher gets no gradient.
 
     Args:
-        logits: ``[B, C]``.
-        teacher_logits: ``[B, C]``; -inf where a class has no soft label. A row of -inf alone has
-            a divergence of NaN.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        logits: ``[B, C]``, or ``[B, C, d1, ...]`` as in ``F.cross_entropy``.
+        teacher: logits of the same shape, -inf where a class has no soft label (a row of -inf alone
+            has a divergence of NaN); or a :class:`LinearTeacher`, :class:`TopKTeacher` or
+            :class:`ExplanationStats` of these rows, all for logits ``[B, C]``.
+        target: ``[B, d1, ...]`` int64 class indices, or ``ignore_index``; class probabilities of
+            the shape of ``logits``; or None where ``ce_weight`` is 0: the part ``ce`` is then NaN.
 
-    The keywords, the result and the errors are those of :func:`introspective_loss`.
+    The keywords, the result and the errors are those of :func:`introspective_loss`;
+    ``reduction="none"`` gives a loss, and parts, of shape ``[B, d1, ...]``.
     """
     checks.flag("return_parts", return_parts)
-    checks.logits_and_target(logits, target)
-    checks.teacher_logits(teacher_logits, logits)
-    checks.class_weight(weight, logits.shape[1], logits)
-    checks.in_memory(
-        {"logits": logits, "teacher_logits": teacher_logits, "target": target, "weight": weight}
-    )
+    checks.logits_and_target(logits, target, ce_weight)
+    num_classes = logits.shape[1]
+    shape = logits.shape[:1] + logits.shape[2:]
+    checks.teacher(teacher, "logits", logits, (*shape, num_classes))
+    checks.class_weight(weight, num_classes, logits)
+    checks.row_weight(row_weight, shape, logits)
+    checks.in_memory({"logits": logits, "target": target, "weight": weight})
     options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
+            temperature,
+            ce_weight,
+            kl_weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            divergence,
+            beta,
         )
     )
-    parts = loss_parts(
-        RowLossFunction,
-        operators(logits.device),
-        logits,
-        teacher_logits.detach(),
-        target,
+    call = RowCall(
+        as_rows(logits),
+        None if target is None else as_rows_of_target(target, logits),
         constant(weight),
+        as_row_weight(row_weight, logits),
         options,
     )
+    parts = distil(operators(logits.device), call, teacher)
+    if reduction == "none" and logits.dim() > 2:
+        parts = LossParts(*(part.reshape(shape) for part in parts))
     return parts if return_parts else parts.loss

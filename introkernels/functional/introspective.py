@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Literal, overload
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import IntrospectiveFunction, RowLossFunction, constant, loss_parts
-from introkernels.ops.select import for_label_mode, operators
+from introkernels.autograd import IntrospectiveFunction, constant, loss_parts
+from introkernels.functional.rows import (
+    RowCall,
+    as_row_weight,
+    logits_of_stats,
+    row_loss,
+    weigh_rows,
+)
+from introkernels.ops.select import for_target, operators, serves_in_one_pass
 from introkernels.options import Options
-from introkernels.types import LabelMode, LossParts, Reduction, Similarity
+from introkernels.types import (
+    Divergence,
+    ExplanationStats,
+    LabelMode,
+    LossParts,
+    Reduction,
+    Similarity,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,11 +78,14 @@ def introspective_loss(
     similarity_temperature: float = 1.0,
     ce_weight: float = 0.7,
     kl_weight: float = 0.3,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     similarity: Similarity = "cosine",
     label_mode: LabelMode = "softmax",
     non_target_mass: float = 0.1,
     center: bool = False,
     weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -87,13 +104,18 @@ def introspective_loss(
         logits: ``[B, C]``. A class of logit -inf does not exist in its row: no probability, no
             soft label (those of the others are renormalised), no gradient. A target that does not
             exist costs +inf.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        target: ``[B]`` int64 class indices, or ``ignore_index``; or class probabilities ``y``
+            ``[B, C]`` (mixup, cutmix), whose explanation is ``sum_k y_k E_k``.
         gradients: ``[B, C, *S]``, ``g_c = d z_c / d x``; with ``class_index``, ``[B, K, *S]``.
         inputs: ``[B, *S]``, the ``x`` that was explained (an image, an embedding, a feature).
         temperature: ``T`` in [0.05, 100], of both sides of the divergence.
         similarity_temperature: ``tau`` in [0.01, 100], of the similarities alone.
         ce_weight: factor of the cross entropy, >= 0.
         kl_weight: factor of ``T**2 * KL``, >= 0.
+        divergence: ``"forward_kl"``, ``KL(q || p)``; ``"reverse_kl"``, ``KL(p || q)``, which is
+            infinite where a class has no soft label; or ``"js"``,
+            ``beta * KL(q || m) + (1 - beta) * KL(p || m)`` with ``m = beta * q + (1 - beta) * p``.
+        beta: in (0, 1), read by ``divergence="js"``.
         similarity: ``"cosine"``, or ``"projection"`` (``<E_c, E_y> / <E_y, E_y>``), both clamped to
             [-1, 1]; 0 where a norm is zero, and 1 for the target by definition.
         label_mode: ``"softmax"``, or ``"split"``: the target gets ``1 - non_target_mass`` and the
@@ -102,6 +124,8 @@ def introspective_loss(
         center: explain ``z_c - mean_k z_k`` instead of ``z_c`` (the mean over the classes given):
             softmax can't see a shift common to all logits.
         weight: ``[C]`` class weights of the cross entropy, as in ``F.cross_entropy``.
+        row_weight: ``[B]``, >= 0: a factor of each row's loss. A mean divides by the sum of those
+            of rows not ignored.
         ignore_index: a target of this value takes its row out of the loss.
         label_smoothing: in [0, 1], of the cross entropy, spread over the classes that exist.
         reduction: ``"mean"`` (the cross entropy weighted as torch does it, KL over the rows not
@@ -119,7 +143,9 @@ def introspective_loss(
             instead, unless ``INTROKERNELS_CHECK=1``).
     """
     checks.flag("return_parts", return_parts)
+    checks.matrix("logits", logits)
     checks.logits_and_target(logits, target)
+    checks.label_mode_of(target, label_mode)
     num_classes = logits.shape[1]
     checks.class_index(class_index, logits.shape[0], logits)
     checks.gradients_and_inputs(gradients, inputs, class_index, num_classes)
@@ -127,6 +153,7 @@ def introspective_loss(
     checks.mixable_dtypes("logits", logits, "gradients", gradients)
     checks.same_device("logits", logits, "gradients", gradients)
     checks.class_weight(weight, num_classes, logits)
+    checks.row_weight(row_weight, logits.shape[:1], logits)
     checks.in_memory(
         {
             "logits": logits,
@@ -139,16 +166,33 @@ def introspective_loss(
     )
     options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
+            temperature,
+            ce_weight,
+            kl_weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            divergence,
+            beta,
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
         center=checks.flag("center", center),
     )
     chosen = operators(logits.device)
     gradients, inputs, weight = gradients.detach(), inputs.detach(), constant(weight)
-    labelling = for_label_mode(chosen, options.label_mode)
-    if labelling is chosen:
-        parts = loss_parts(
+    row_weight = as_row_weight(row_weight, logits)
+    if not serves_in_one_pass(chosen, target, options):
+        explaining = for_target(chosen, target)
+        dots, sq_norms = explaining.explanation_stats(
+            gradients, inputs, target, class_index, options.center, options.ignore_index
+        )
+        call = RowCall(logits, target, weight, row_weight, options)
+        stats = ExplanationStats(dots, sq_norms, class_index)
+        parts = row_loss(chosen, call, logits_of_stats(chosen, call, stats))
+        return parts if return_parts else parts.loss
+
+    def lose(weight: Tensor | None, options: Options) -> LossParts:
+        return loss_parts(
             IntrospectiveFunction,
             chosen,
             logits,
@@ -159,12 +203,6 @@ def introspective_loss(
             weight,
             options,
         )
-    else:
-        statistics = chosen.explanation_stats(
-            gradients, inputs, target, class_index, options.center, options.ignore_index
-        )
-        teacher_logits = labelling.teacher_logits(
-            *statistics, target, class_index, num_classes, options.floats, options.ints
-        )
-        parts = loss_parts(RowLossFunction, chosen, logits, teacher_logits, target, weight, options)
+
+    parts = weigh_rows(lose, target, weight, row_weight, options)
     return parts if return_parts else parts.loss

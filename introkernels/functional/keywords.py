@@ -6,13 +6,16 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from introkernels.types import LabelMode, Reduction, Similarity
+from introkernels.types import Divergence, LabelMode, Reduction, Similarity
 
 
 class LossKeywords(TypedDict, total=False):
     temperature: float
     ce_weight: float
     kl_weight: float
+    divergence: Divergence
+    beta: float
+    row_weight: Tensor | None
     ignore_index: int
     label_smoothing: float
     reduction: Reduction
@@ -36,6 +39,10 @@ class SimilarityKeywords(LabelKeywords, total=False):
 class IntrospectiveKeywords(SimilarityKeywords, total=False):
     center: bool
     class_index: Tensor | None
+
+
+class LinearDistillationKeywords(LossKeywords, total=False):
+    class_weight: Tensor | None
 
 
 class LinearKeywords(LabelKeywords, total=False):

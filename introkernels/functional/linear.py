@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
-import torch
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import LinearFunction, constant, loss_parts
-from introkernels.ops.select import for_label_mode, operators
+from introkernels.autograd import constant
+from introkernels.functional.head import HeadCall, head_loss
+from introkernels.ops.select import for_divergence, for_label_mode, operators
 from introkernels.options import Options
-from introkernels.types import LabelMode, LossParts, Reduction, Similarity
+from introkernels.types import Divergence, LabelMode, LossParts, Reduction, Similarity
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,11 +65,14 @@ def linear_introspective_loss(
     similarity_temperature: float = 1.0,
     ce_weight: float = 0.7,
     kl_weight: float = 0.3,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     similarity: Similarity = "cosine",
     label_mode: LabelMode = "softmax",
     non_target_mass: float = 0.1,
     center: bool = False,
     class_weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -104,6 +107,7 @@ def linear_introspective_loss(
         target: ``[...]`` int64 class indices, or ``ignore_index``.
         bias: ``[C]`` or None.
         class_weight: ``[C]`` class weights of the cross entropy.
+        row_weight: ``[...]``; the gradients are then made by the backward.
 
     The other keywords, the result and the errors are those of :func:`introspective_loss`;
     ``reduction="none"`` gives a loss, and parts, of the shape of ``target``.
@@ -111,6 +115,7 @@ def linear_introspective_loss(
     checks.flag("return_parts", return_parts)
     checks.linear_head(features, weight, target, bias)
     checks.class_weight(class_weight, weight.shape[0], features, "class_weight")
+    checks.row_weight(row_weight, target.shape, features)
     checks.in_memory(
         {
             "features": features,
@@ -120,42 +125,21 @@ def linear_introspective_loss(
             "class_weight": class_weight,
         }
     )
-    need_features, need_weight, need_bias = _gradients_wanted(reduction, features, weight, bias)
     options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
+            temperature,
+            ce_weight,
+            kl_weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            divergence,
+            beta,
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
         center=checks.flag("center", center),
-        need_features=need_features,
-        need_weight=need_weight,
-        need_bias=need_bias,
     )
-    parts = loss_parts(
-        LinearFunction,
-        for_label_mode(operators(features.device), options.label_mode),
-        features.unsqueeze(0) if features.dim() == 1 else features.flatten(0, -2),
-        weight,
-        target.reshape(-1),
-        bias,
-        constant(class_weight),
-        options,
-    )
-    if reduction == "none":
-        parts = LossParts(*(part.reshape(target.shape) for part in parts))
+    call = HeadCall(features, weight, target, bias, constant(class_weight), row_weight, options)
+    chosen = for_divergence(operators(features.device), options)
+    parts = head_loss(for_label_mode(chosen, options.label_mode), call)
     return parts if return_parts else parts.loss
-
-
-def _gradients_wanted(reduction: Reduction, *tensors: Tensor | None) -> tuple[bool, ...]:
-    """Which gradients a forward may make along with its loss: those a backward will ask for.
-
-    None where the loss is not one number, and none where a trace or a transform hides the answer:
-    then the backward makes them.
-    """
-    known = (
-        reduction != "none"
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
-    return tuple([known and tensor is not None and tensor.requires_grad for tensor in tensors])

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, overload
 
-import torch
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.autograd import RowLossFunction, constant, loss_parts
-from introkernels.ops.select import for_label_mode, operators
+from introkernels.autograd import constant
+from introkernels.functional.rows import RowCall, as_row_weight, logits_of_stats, row_loss
+from introkernels.ops.select import operators
 from introkernels.options import Options
-from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+from introkernels.types import (
+    Divergence,
+    ExplanationStats,
+    LabelMode,
+    LossParts,
+    Reduction,
+    Similarity,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,10 +68,13 @@ def similarity_loss(
     similarity_temperature: float = 1.0,
     ce_weight: float = 0.7,
     kl_weight: float = 0.3,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
     similarity: Similarity = "cosine",
     label_mode: LabelMode = "softmax",
     non_target_mass: float = 0.1,
     weight: Tensor | None = None,
+    row_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
@@ -74,17 +84,20 @@ def similarity_loss(
 
     Args:
         logits: ``[B, C]``.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        target: ``[B]`` int64 class indices, or ``ignore_index``; or class probabilities ``[B, C]``.
         stats: an :class:`ExplanationStats` of these rows, from :func:`explanation_stats` or
             :func:`introkernels.explain.class_explanation_stats`; no gradient flows to it.
 
     The keywords, the result and the errors are those of :func:`introspective_loss`.
     """
     checks.flag("return_parts", return_parts)
+    checks.matrix("logits", logits)
     checks.logits_and_target(logits, target)
     num_classes = logits.shape[1]
     checks.stats(stats, "logits", logits, num_classes)
+    checks.label_mode_of(target, label_mode)
     checks.class_weight(weight, num_classes, logits)
+    checks.row_weight(row_weight, logits.shape[:1], logits)
     checks.in_memory(
         {
             "logits": logits,
@@ -97,24 +110,18 @@ def similarity_loss(
     )
     options = Options(
         *checks.loss_keywords(
-            temperature, ce_weight, kl_weight, label_smoothing, ignore_index, reduction
+            temperature,
+            ce_weight,
+            kl_weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            divergence,
+            beta,
         ),
         *checks.label_keywords(similarity_temperature, similarity, label_mode, non_target_mass),
     )
     chosen = operators(logits.device)
-    dots, sq_norms = stats.dots.detach(), stats.sq_norms.detach()
-    if logits.dtype == torch.float64:
-        dots, sq_norms = dots.double(), sq_norms.double()
-    teacher_logits = for_label_mode(chosen, options.label_mode).teacher_logits(
-        dots,
-        sq_norms,
-        target,
-        stats.class_index,
-        num_classes,
-        options.floats,
-        options.ints,
-    )
-    parts = loss_parts(
-        RowLossFunction, chosen, logits, teacher_logits, target, constant(weight), options
-    )
+    call = RowCall(logits, target, constant(weight), as_row_weight(row_weight, logits), options)
+    parts = row_loss(chosen, call, logits_of_stats(chosen, call, stats))
     return parts if return_parts else parts.loss

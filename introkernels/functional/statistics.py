@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from introkernels import checks
-from introkernels.ops.select import operators
+from introkernels.ops.select import for_target, operators
 from introkernels.types import ExplanationStats
 
 
@@ -26,7 +26,9 @@ def explanation_stats(
     Args:
         gradients: ``[B, C, *S]``; with ``class_index``, ``[B, K, *S]``.
         inputs: ``[B, *S]``.
-        target: ``[B]`` int64 class indices, or ``ignore_index``.
+        target: ``[B]`` int64 class indices, or ``ignore_index``; or class probabilities ``y``
+            ``[B, C]``: ``dots`` are then inner products with ``sum_k y_k E_k``, of the explained
+            classes.
         center: take the mean explanation of the classes given away from each.
         class_index: ``[B, K]`` int64, the classes explained, each once and the target among them.
         ignore_index: a target of this value leaves zeros in its row.
@@ -42,16 +44,19 @@ def explanation_stats(
     checks.floating_tensor("gradients", gradients)
     if gradients.dim() < 2:
         raise ValueError(f"gradients must have shape [B, C, *S], got {checks.describe(gradients)}")
-    checks.target_of_rows(target, "gradients", gradients)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        checks.probabilities_of_explained(target, "gradients", gradients, class_index)
+    else:
+        checks.target_of_rows(target, "gradients", gradients)
     checks.class_index(class_index, gradients.shape[0], gradients)
     checks.gradients_and_inputs(gradients, inputs, class_index, None)
     checks.in_memory(
         {"gradients": gradients, "inputs": inputs, "target": target, "class_index": class_index}
     )
-    dots, sq_norms = operators(gradients.device).explanation_stats(
+    dots, sq_norms = for_target(operators(gradients.device), target).explanation_stats(
         gradients.detach(),
         inputs.detach(),
-        target,
+        target.detach(),
         class_index,
         checks.flag("center", center),
         checks.integer("ignore_index", ignore_index),

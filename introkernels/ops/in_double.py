@@ -28,6 +28,8 @@ def _in_double(name: str) -> Callable[..., Any]:
 
 
 def _double(arg: Any) -> Any:
+    if isinstance(arg, (list, tuple)):
+        return [_double(part) for part in arg]
     return arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
 
 

@@ -15,7 +15,7 @@ def check_explained(
 
     With ``class_index`` nobody says how many classes there are.
     """
-    if target.is_meta:
+    if target.is_meta or target.is_floating_point():
         return
     classes = gradients.shape[1] if class_index is None else torch.iinfo(torch.int64).max
     checks.target_in_range(target, classes, ignore_index)

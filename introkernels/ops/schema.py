@@ -20,7 +20,8 @@ statistics, else float32.
 
 ``linear`` is the head and its loss, along with the gradients that are asked for, in the dtype of
 the loss; the others are empty. They are for an incoming gradient of 1, or for ``grad_loss [B]``
-where reduction is 0.
+where reduction is 0. ``linear_distillation`` is the same with a teacher of its own: ``head`` is the
+weight and, if there is one, the bias; ``teacher`` is what introkernels/ops/head/teachers.py packs.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ SCHEMAS = {
     ),
     "linear": (
         "(Tensor features, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, "
+        f"Tensor? grad_loss, {_OPTIONS}) -> "
+        f"({_LOSS}, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
+    ),
+    "linear_distillation": (
+        "(Tensor features, Tensor[] head, Tensor[] teacher, Tensor target, Tensor? class_weight, "
         f"Tensor? grad_loss, {_OPTIONS}) -> "
         f"({_LOSS}, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)"
     ),
@@ -127,6 +133,10 @@ def _fake_linear(features: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, 
     return (*_fake_loss(features, rest[-1]), *gradients)
 
 
+def _fake_linear_distillation(features: Tensor, head: list[Tensor], *rest: Any) -> Any:
+    return _fake_linear(features, head[0], *rest)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "row_loss_forward": _fake_row_loss_forward,
     "row_loss_backward": _fake_row_loss_backward,
@@ -134,6 +144,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "teacher_logits": _fake_teacher_logits,
     "introspective_forward": _fake_introspective_forward,
     "linear": _fake_linear,
+    "linear_distillation": _fake_linear_distillation,
 }
 
 
@@ -149,7 +160,12 @@ FAKES_OF_TORCH = FAKES | {
 }
 
 # These call matrix products, which autocast would turn into half precision.
-_WITH_MATRIX_PRODUCTS = ("explanation_stats", "introspective_forward", "linear")
+_WITH_MATRIX_PRODUCTS = (
+    "explanation_stats",
+    "introspective_forward",
+    "linear",
+    "linear_distillation",
+)
 
 
 def define(namespace: str, kernels: Any, *, of_torch: bool = False) -> SimpleNamespace:
@@ -194,10 +210,7 @@ def _one_call_a_sample(operator: Any) -> Callable[..., Any]:
             raise ValueError(f"{operator} can't be vmapped over a dimension of size 0")
         samples = [
             operator(
-                *(
-                    arg.select(dim, sample) if isinstance(dim, int) else arg
-                    for arg, dim in itertools.zip_longest(args, in_dims)
-                )
+                *(_sample(arg, dim, sample) for arg, dim in itertools.zip_longest(args, in_dims))
             )
             for sample in range(info.batch_size)
         ]
@@ -207,6 +220,14 @@ def _one_call_a_sample(operator: Any) -> Callable[..., Any]:
         return stacked, (0,) * len(stacked)
 
     return rule
+
+
+def _sample(arg: Any, dim: Any, sample: int) -> Any:
+    if isinstance(dim, int):
+        return arg.select(dim, sample)
+    if isinstance(dim, (list, tuple)):
+        return [_sample(part, of_part, sample) for part, of_part in zip(arg, dim, strict=True)]
+    return arg
 
 
 def _past_the_dispatcher(kernel: Callable[..., Any], operator: Any) -> Callable[..., Any]:

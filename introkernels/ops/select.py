@@ -9,11 +9,13 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from introkernels.ops import choice, composite, in_double, loader, schema
 from introkernels.ops.head.operators import register_head
-from introkernels.types import LABEL_MODES
+from introkernels.options import Options
+from introkernels.types import DIVERGENCES, LABEL_MODES
 
 _NATIVE = schema.define("introkernels", composite)
 _COMPOSITE = schema.define("introkernels_composite", composite, of_torch=True)
@@ -26,6 +28,9 @@ _TRITON = (
 if loader.STATUS["cuda"] == loader.LOADED:
     # The CUDA library has what is made of kernels; a head is made of matrix products as well.
     register_head("introkernels", "CUDA")
+if loader.STATUS["cpu"] == loader.LOADED:
+    # The C++ library has the head that explains itself.
+    register_head("introkernels", "CPU", names=["linear_distillation"])
 
 
 class Serving(NamedTuple):
@@ -73,6 +78,26 @@ def for_label_mode(operators: SimpleNamespace, label_mode: int) -> SimpleNamespa
     """
     serves = LABEL_MODES[label_mode] == "softmax" or operators is _REFERENCE
     return operators if serves else _COMPOSITE
+
+
+def for_divergence(operators: SimpleNamespace, options: Options) -> SimpleNamespace:
+    """``operators`` if their row loss has this divergence, else the composite's."""
+    serves = DIVERGENCES[options.divergence] == "forward_kl" or operators is _REFERENCE
+    return operators if serves else _COMPOSITE
+
+
+def for_target(operators: SimpleNamespace, target: Tensor) -> SimpleNamespace:
+    """``operators`` if they explain such targets, else the composite's: class probabilities."""
+    serves = not target.is_floating_point() or operators is _REFERENCE
+    return operators if serves else _COMPOSITE
+
+
+def serves_in_one_pass(operators: SimpleNamespace, target: Tensor, options: Options) -> bool:
+    """Whether ``operators`` go from explanations to the loss in a single pass."""
+    return not target.is_floating_point() and (
+        for_label_mode(operators, options.label_mode) is operators
+        and for_divergence(operators, options) is operators
+    )
 
 
 def operators(device: torch.device) -> SimpleNamespace:

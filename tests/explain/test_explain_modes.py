@@ -246,7 +246,7 @@ def test_similarities_are_the_teacher_of_the_soft_labels() -> None:
     [
         ({"similarity": "angle"}, ValueError, "similarity must be one of 'cosine', 'projection'"),
         ({"target": torch.tensor([0])}, ValueError, r"target must have shape \[2\]"),
-        ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target must be int64"),
+        ({"target": torch.tensor([0, 1], dtype=torch.int32)}, TypeError, "target must be int64"),
         ({"stats": STATS.dots}, TypeError, "stats must be"),
     ],
 )

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 
 import introkernels as ik
 from introkernels.ops import composite
-from introkernels.ops.head import chunks, products
+from introkernels.ops.head import chunks, explanations
 from introkernels.ops.head.operators import chunk_loss_of, chunked_linear, register_head
 from introkernels.ops.schema import define
 from introkernels.ops.select import served_by
@@ -150,7 +150,7 @@ def test_statistics_are_those_of_rounded_factors(
 
     To the digits of float32: what else was rounded would show.
     """
-    monkeypatch.setattr(products, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(explanations, "BLOCK_BYTES", 0)
     keywords = {
         "ce_weight": 0.0,
         "temperature": 1.0,
@@ -233,5 +233,5 @@ def test_small_gradients_of_logits_keep_their_digits_in_float16(
 
 
 def test_chunks_of_a_language_model() -> None:
-    assert chunks.chunk_rows(4096, 128_256, 4096, 4) == chunks.FEWEST_ROWS == 512
+    assert chunks.chunk_rows(4096, 128_256, 4096, 4) == chunks.FEWEST_ROWS["others"] == 512
     assert chunks.chunk_rows(8192, 32_000, 2048, 4) == 1856

@@ -12,8 +12,15 @@ and the gradient of a class by 16 eps times
     of ce:         p1_c (1 + |log p1_c|) + [c = y],  p1 = softmax(z)
     of T**2 * kl:  T (p_c (1 + |log p_c|) + q_c (1 + |log q_c|))
 
-each part with its weight, plus the smallest normal number. These are relative to the terms that are
-subtracted, not to what is left of them: where q is almost p, or p_y almost 1, digits cancel.
+The terms of the other divergences are likewise counted with their logarithms apart: with
+``m = beta q + (1 - beta) p``, those of the reverse KL are ``p_c (|log p_c| + |log q_c|)``, of JS
+``beta q_c (|log q_c| + |log m_c|)`` and ``(1 - beta) p_c (|log p_c| + |log m_c|)``; and the
+gradient of a class is ``T p_c`` times what is subtracted there, of its own and of the mean over
+``p``. A row's weight is a factor of all of these.
+
+Each part has its weight, and the smallest normal number comes on top. These are relative to the
+terms that are subtracted, not to what is left of them: where q is almost p, or p_y almost 1, digits
+cancel.
 
 What is computed before the row loss errs too: teacher logits made of statistics by
 ``8 eps (1 / tau + |t_c|)``, statistics made of explanations by 2e-6 of their norm (1e-12 in
@@ -36,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import introkernels as ik
-from helpers.cases import Case
+from helpers.cases import HEADS, Case
 from helpers.tolerance import computed_precision
 from introkernels import teachers
 
@@ -59,6 +66,7 @@ class _Rows(NamedTuple):
     teacher_logits: Tensor
     target: Tensor
     weight: Tensor | None
+    row_weight: Tensor | None
     logits_error: Tensor
     teacher_error: Tensor
 
@@ -75,8 +83,12 @@ def bounds_of(case: Case, grad_loss: Tensor | None) -> Bounds:
     rounding = _rounding_of_factors(case)
     rows = _rows_of(exact, keywords, eps, max(computed_precision(dtype), rounding))
 
-    live = rows.target != keywords["ignore_index"]
-    is_target = rows.target[:, None] == torch.arange(rows.logits.shape[1])
+    num_classes = rows.logits.shape[1]
+    is_target, live = rows.target.double(), torch.ones(len(rows.logits), dtype=torch.bool)
+    if not rows.target.is_floating_point():
+        live = rows.target != keywords["ignore_index"]
+        is_target = (rows.target[:, None] == torch.arange(num_classes)).double()
+    of_row = torch.where(live, 1.0 if rows.row_weight is None else rows.row_weight, 0)
     exists = rows.logits != float("-inf")
     log_p1 = _log_softmax(rows.logits, exists)
     log_p = _log_softmax(rows.logits / temperature, exists)
@@ -86,35 +98,47 @@ def bounds_of(case: Case, grad_loss: Tensor | None) -> Bounds:
         torch.where(exists & (log != float("-inf")), log.abs(), 0) for log in (log_p1, log_p, log_q)
     )
 
-    ones = torch.ones(rows.logits.shape[1], dtype=torch.float64)
+    ones = torch.ones(num_classes, dtype=torch.float64)
     weight = ones if rows.weight is None else rows.weight
-    target_weight = torch.where(is_target, weight, 0).sum(1)
-    share = smoothing / exists.sum(1).clamp(min=1)
-    hard = (1 - smoothing) * target_weight
-    existing_weight = torch.where(exists, weight, 0)
-    weight_sum = existing_weight.sum(1)
+    share = smoothing / exists.sum(1, keepdim=True).clamp(min=1)
+    # What each class's surprise is multiplied by, and the sum of these in a row.
+    of_class = ((1 - smoothing) * is_target + share * exists) * weight
+    of_all = of_class.sum(1, keepdim=True)
 
-    nll = torch.where(is_target & exists, size_p1, 0).sum(1)
-    ce = 16 * eps * (hard * (1 + nll) + share * (existing_weight * (1 + size_p1)).sum(1))
-    kl = 16 * eps * (1 + (q * (size_q + size_p)).sum(1))
-    grad_ce = 16 * eps * ((hard + share * weight_sum)[:, None] * p1 * (1 + size_p1)) + 16 * eps * (
-        hard[:, None] * is_target + share[:, None] * existing_weight
-    )
-    grad_kl = 16 * eps * temperature * (p * (1 + size_p) + q * (1 + size_q))
+    ce = 16 * eps * (of_class * (1 + size_p1)).sum(1)
+    grad_ce = 16 * eps * (of_all * p1 * (1 + size_p1) + of_class)
 
     dz, dt = rows.logits_error, rows.teacher_error
-    distance = torch.where((q > 0) & exists, log_q - log_p, 0)
-    level = (q * distance).sum(1, keepdim=True)
-    ce = ce + ((hard + share * weight_sum)[:, None] * (p1 + is_target) * dz).sum(1)
-    kl = kl + ((p + q) * dz + q * (distance - level).abs() * dt).sum(1) / temperature
-    grad_ce = grad_ce + (hard + share * weight_sum)[:, None] * _moved(p1, dz)
-    grad_kl = grad_kl + _moved(p, dz) + _moved(q, dt)
+    ce = ce + (of_all * (p1 + is_target) * dz).sum(1)
+    grad_ce = grad_ce + of_all * _moved(p1, dz)
+    if keywords["divergence"] == "forward_kl":
+        kl = 16 * eps * (1 + (q * (size_q + size_p)).sum(1))
+        grad_kl = 16 * eps * temperature * (p * (1 + size_p) + q * (1 + size_q))
+        distance = torch.where((q > 0) & exists, log_q - log_p, 0)
+        level = (q * distance).sum(1, keepdim=True)
+        kl = kl + ((p + q) * dz + q * (distance - level).abs() * dt).sum(1) / temperature
+        grad_kl = grad_kl + _moved(p, dz) + _moved(q, dt)
+    else:
+        log_m, beta = log_q, 0.0
+        if keywords["divergence"] == "js":
+            beta = keywords["beta"]
+            log_m = (beta * q + (1 - beta) * p).log()
+        size_m = torch.where(exists & (log_m != float("-inf")), log_m.abs(), 0)
+        of_p = (1 - beta) * (size_p + size_m)
+        mean = (p * of_p).sum(1, keepdim=True)
+        kl = 16 * eps * (1 + mean[:, 0] + beta * (q * (size_q + size_m)).sum(1))
+        grad_kl = 16 * eps * temperature * p * (1 + of_p + mean)
+        # No derivative of what is subtracted exceeds 1, and none of p itself p.
+        moved = dz + dt + ((p + q) * (dz + dt)).sum(1, keepdim=True)
+        kl = kl + (p * (1 + of_p) * moved).sum(1) / temperature
+        grad_kl = grad_kl + p * (1 + of_p + mean) * moved
 
-    ce, kl = (torch.where(live, bound, 0) for bound in (ce, kl))
+    ce, kl = (torch.where(live, of_row * bound, 0) for bound in (ce, kl))
     ce_scale = kl_scale = torch.ones((), dtype=torch.float64)
     if reduction == "mean":
-        ce_scale = 1 / torch.where(live, target_weight, 0).sum().abs()
-        kl_scale = 1 / live.sum()
+        mixed = rows.target.is_floating_point()
+        target_weight = of_row if mixed else of_row * torch.where(is_target > 0, weight, 0).sum(1)
+        ce_scale, kl_scale = 1 / target_weight.sum().abs(), 1 / of_row.sum()
     if reduction != "none":
         ce, kl = ce.sum() * ce_scale, kl.sum() * kl_scale
     incoming = (
@@ -126,11 +150,11 @@ def bounds_of(case: Case, grad_loss: Tensor | None) -> Bounds:
     grad = keywords["ce_weight"] * ce_scale * grad_ce
     if keywords["kl_weight"] > 0:
         grad = grad + keywords["kl_weight"] * kl_scale * grad_kl
-    grad = by_row * grad
+    grad = by_row * of_row[:, None] * grad
     grad = torch.where(live[:, None] & exists, grad, 0) + info.smallest_normal
     loss = keywords["ce_weight"] * ce + of_kl
     loss, ce, kl = (bound + info.smallest_normal for bound in (loss, ce, kl))
-    if case.function != "linear_introspective_loss":
+    if case.function not in HEADS:
         return Bounds(loss, ce, kl, {"logits": grad})
     shape = case["target"].shape if reduction == "none" else ()
     loss, ce, kl = (bound.reshape(shape) for bound in (loss, ce, kl))
@@ -149,12 +173,17 @@ _DEFAULTS = {
     "ignore_index": -100,
     "label_smoothing": 0.0,
     "reduction": "mean",
+    "divergence": "forward_kl",
+    "beta": 0.5,
 }
+
+
+_OF_LABELS = ("similarity_temperature", "similarity", "label_mode", "non_target_mass", "center")
 
 
 def _rounding_of_factors(case: Case) -> float:
     """What rounding once may change in a factor of a head's products; 0 where none is rounded."""
-    if case.function != "linear_introspective_loss":
+    if case.function not in HEADS:
         return 0.0
     dtype = case["features"].dtype
     if dtype not in (torch.bfloat16, torch.float16) or case["weight"].dtype != dtype:
@@ -164,15 +193,17 @@ def _rounding_of_factors(case: Case) -> float:
 
 def _rows_of(case: Case, keywords: dict[str, object], eps: float, precision: float) -> _Rows:
     """The row loss of a case in float64; ``precision`` is that of statistics of explanations."""
-    if case.function == "linear_introspective_loss":
+    if case.function in HEADS:
         head, case = case, _spelt_out(case, keywords["ignore_index"])
-        logits_error = 4 * eps * F.linear(case["inputs"].abs(), head["weight"].abs())
+        features = head["features"].reshape(case.rows, head["features"].shape[-1])
+        logits_error = 4 * eps * F.linear(features.abs(), head["weight"].abs())
     else:
         logits_error = torch.zeros_like(case["logits"])
-    logits, target, weight = case["logits"], case["target"], case.keywords.get("weight")
+    logits, target = case["logits"], case["target"]
+    weights = case.keywords.get("weight"), case.keywords.get("row_weight")
     if case.function == "distillation_loss":
         teacher = case["teacher_logits"]
-        return _Rows(logits, teacher, target, weight, logits_error, torch.zeros_like(logits))
+        return _Rows(logits, teacher, target, *weights, logits_error, torch.zeros_like(logits))
     is_given = case.function == "similarity_loss"
     if is_given:
         stats = ik.ExplanationStats(case["dots"], case["sq_norms"], case.tensors["stats_index"])
@@ -197,7 +228,7 @@ def _rows_of(case: Case, keywords: dict[str, object], eps: float, precision: flo
     if stats.class_index is not None or keywords["label_mode"] == "split":
         error = 2 * of_others
     teacher_error = 8 * eps * (1 / tau + size) + error / tau
-    return _Rows(logits, teacher, target, weight, logits_error, teacher_error)
+    return _Rows(logits, teacher, target, *weights, logits_error, teacher_error)
 
 
 def _similarity_error(
@@ -205,8 +236,12 @@ def _similarity_error(
 ) -> Tensor:
     """By how much similarities may be off, of statistics whose rows have this ``precision``."""
     classes = torch.arange(stats.dots.shape[1]) if stats.class_index is None else stats.class_index
-    is_target = target[:, None] == classes
-    of_target = torch.where(is_target, stats.sq_norms, 0).sum(1, keepdim=True)
+    if target.is_floating_point():
+        is_target = torch.zeros_like(stats.dots, dtype=torch.bool)
+        of_target = (teachers.at_explained(target, stats.class_index) * stats.dots).sum(1, True)
+    else:
+        is_target = target[:, None] == classes
+        of_target = torch.where(is_target, stats.sq_norms, 0).sum(1, keepdim=True)
     dots_error, norms_error = (
         precision * values.norm(dim=1, keepdim=True) for values in (stats.dots, stats.sq_norms)
     )
@@ -221,15 +256,25 @@ def _spelt_out(case: Case, ignore_index: object) -> Case:
     features = case["features"].reshape(case.rows, case["weight"].shape[1])
     target = case["target"].reshape(-1)
     features = torch.where((target != ignore_index)[:, None], features, 0)
+    row_weight = case.keywords.get("row_weight")
+    weights = {
+        "weight": case.keywords.get("class_weight"),
+        "row_weight": None if row_weight is None else row_weight.reshape(-1),
+    }
+    logits = F.linear(features, case["weight"], case.tensors["bias"])
+    if case.function == "linear_distillation_loss":
+        teacher = case["teacher_logits"].reshape(logits.shape)
+        tensors = {"logits": logits, "teacher_logits": teacher, "target": target}
+        return Case("distillation_loss", tensors, weights)
     return Case(
         "introspective_loss",
         {
-            "logits": F.linear(features, case["weight"], case.tensors["bias"]),
+            "logits": logits,
             "target": target,
             "gradients": case["weight"].expand(case.rows, -1, -1),
             "inputs": features,
         },
-        {"weight": case.keywords.get("class_weight")},
+        weights,
     )
 
 
@@ -246,16 +291,17 @@ def _head_bounds(
     """
     eps, rounding = errors
     spelt_out = _spelt_out(case, keywords["ignore_index"])
-    features, weight = spelt_out["inputs"].abs(), case["weight"].abs()
+    live = (spelt_out["target"] != keywords["ignore_index"])[:, None]
+    features = case["features"].reshape(len(live), case["features"].shape[-1])
+    features = torch.where(live, features, 0).abs()
+    weight = case["weight"].abs()
     logits = spelt_out["logits"].detach().requires_grad_()
     # The gradient of the logits itself, of which the products add up sizes.
-    names = {name for name in keywords if name not in ("class_weight", "reduction")}
-    loss = reference.introspective_loss(
-        logits,
-        *(spelt_out[name] for name in ("target", "gradients", "inputs")),
-        weight=spelt_out.keywords["weight"],
-        reduction=keywords["reduction"],
-        **{name: keywords[name] for name in names},
+    of_head = {name: keywords[name] for name in keywords if name != "class_weight"}
+    if spelt_out.function == "distillation_loss":
+        of_head = {name: value for name, value in of_head.items() if name not in _OF_LABELS}
+    loss = getattr(reference, spelt_out.function)(
+        *spelt_out.with_tensors(logits=logits).arguments(), **{**of_head, **spelt_out.keywords}
     )
     incoming = by_row[:, 0] if loss.dim() else by_row
     (exact,) = torch.autograd.grad(loss, logits, incoming)

@@ -31,9 +31,17 @@ class Case:
     differentiable: tuple[str, ...] = ("logits",)
 
     @property
+    def shape(self) -> torch.Size:
+        """The shape of a loss whose reduction is none."""
+        target = self["target"]
+        if not target.is_floating_point():
+            return target.shape
+        return target.shape[:1] + target.shape[2:]
+
+    @property
     def rows(self) -> int:
         """How many rows the loss has."""
-        return self["target"].numel()
+        return self.shape.numel()
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors[name] if name in self.tensors else self.keywords[name]
@@ -239,9 +247,42 @@ def linear_case(
     )
 
 
+def linear_distillation_case(
+    rows: int = 5,
+    classes: int = 10,
+    dtype: torch.dtype = torch.float32,
+    *,
+    width: int = 17,
+    weight_dtype: torch.dtype | None = None,
+    teacher_dtype: torch.dtype | None = None,
+    bias: bool = True,
+    scale: float = 3.0,
+    ignored: int = 0,
+    class_weights: bool = False,
+    **keywords: Any,
+) -> Case:
+    """A head as `linear_case` makes it, with teacher logits of standard deviation ``scale``."""
+    weight_dtype = weight_dtype or dtype
+    return Case(
+        "linear_distillation_loss",
+        {
+            "features": torch.randn(rows, width).to(dtype),
+            "weight": (torch.randn(classes, width) * scale / max(width, 1) ** 0.5).to(weight_dtype),
+            "teacher_logits": (scale * torch.randn(rows, classes)).to(teacher_dtype or dtype),
+            "target": random_target(rows, classes, ignored, keywords.get("ignore_index", -100)),
+            "bias": torch.randn(classes).to(weight_dtype) if bias else None,
+        },
+        {"class_weight": _class_weights(class_weights, classes, dtype), **keywords},
+        differentiable=("features", "weight", "bias") if bias else ("features", "weight"),
+    )
+
+
 BUILDERS: dict[str, Callable[..., Case]] = {
     "distillation_loss": distillation_case,
     "similarity_loss": similarity_case,
     "introspective_loss": introspective_case,
     "linear_introspective_loss": linear_case,
+    "linear_distillation_loss": linear_distillation_case,
 }
+WITH_LABELS = ("similarity_loss", "introspective_loss", "linear_introspective_loss")
+HEADS = ("linear_introspective_loss", "linear_distillation_loss")

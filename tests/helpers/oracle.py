@@ -87,7 +87,7 @@ def assert_follows_definition(case: Case) -> Outcome:
     """
     grad_loss = None
     if case.keywords.get("reduction") == "none":
-        grad_loss = torch.randn(case["target"].shape, dtype=torch.float64)
+        grad_loss = torch.randn(case.shape, dtype=torch.float64)
     actual = evaluate(case, ik, grad_loss)
     wide = torch.float64 if case[case.differentiable[0]].dtype == torch.float64 else torch.float32
     assert actual.loss.dtype == actual.ce.dtype == actual.kl.dtype == wide

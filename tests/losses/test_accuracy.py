@@ -9,6 +9,8 @@ import torch
 from helpers.backends import sized
 from helpers.cases import (
     BUILDERS,
+    HEADS,
+    WITH_LABELS,
     Case,
     distillation_case,
     introspective_case,
@@ -27,7 +29,6 @@ DTYPES_WITH_REDUCTIONS = (
     (torch.bfloat16, "sum"),
     (torch.float16, "mean"),
 )
-WITH_LABELS = tuple(name for name in BUILDERS if name != "distillation_loss")
 
 # Around the widths of vectors (8 doubles, 16 floats, 32 halves) and of register tiles.
 CLASS_COUNTS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 257, 1000)
@@ -266,7 +267,7 @@ def test_class_weights_of_another_dtype(backend: str, loss: str) -> None:
     for dtype in DTYPES:
         for weight_dtype in DTYPES:
             case = BUILDERS[loss](5, 10, dtype, class_weights=True)
-            name = "class_weight" if loss == "linear_introspective_loss" else "weight"
+            name = "class_weight" if loss in HEADS else "weight"
             assert_follows_definition(case.with_keywords(**{name: case[name].to(weight_dtype)}))
 
 

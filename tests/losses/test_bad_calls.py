@@ -49,9 +49,17 @@ def good_call(function: str) -> dict[str, Any]:
         },
         "distillation_loss": {
             "logits": logits,
-            "teacher_logits": torch.zeros(B, C),
+            "teacher": torch.zeros(B, C),
             "target": target,
             "weight": torch.ones(C),
+        },
+        "linear_distillation_loss": {
+            "features": torch.ones(B, D),
+            "weight": torch.ones(C, D),
+            "teacher": torch.zeros(B, C),
+            "target": target,
+            "bias": torch.ones(C),
+            "class_weight": torch.ones(C),
         },
         "explanation_stats": {"gradients": gradients, "inputs": inputs, "target": target},
         "soft_labels": {"stats": stats, "target": target},
@@ -64,6 +72,7 @@ LOSSES = (
     "linear_introspective_loss",
     "similarity_loss",
     "distillation_loss",
+    "linear_distillation_loss",
 )
 FUNCTIONS = (*LOSSES, "explanation_stats", "soft_labels", "teacher_logits")
 
@@ -101,8 +110,9 @@ def wrong_tensors(function: str) -> Iterator[Any]:
     for name, good in tensors.items():
         integral = good.dtype == torch.int64
         allowed = "int64" if integral else "float64, float32, bfloat16 or float16"
+        # A floating target holds class probabilities where a loss takes them.
         other_dtypes = (
-            (torch.int32, torch.uint8, torch.float32, torch.bool)
+            (torch.int32, torch.uint8, torch.bool)
             if integral
             else (torch.int64, torch.int32, torch.bool, torch.complex64)
         )
@@ -162,7 +172,8 @@ def mixed_float64() -> Iterator[Any]:
     pairs = {
         "introspective_loss": ("logits", "gradients", "inputs"),
         "linear_introspective_loss": ("features", "weight", "bias"),
-        "distillation_loss": ("logits", "teacher_logits"),
+        "distillation_loss": ("logits", "teacher"),
+        "linear_distillation_loss": ("features", "weight", "teacher", "bias"),
         "explanation_stats": ("gradients", "inputs"),
     }
     for function, names in pairs.items():
@@ -191,11 +202,17 @@ def wrong_shapes() -> Iterator[Any]:
     table: list[tuple[str, str, dict[str, Any], str]] = []
     for function in ("introspective_loss", "similarity_loss", "distillation_loss"):
         table += [
-            (function, "logits", {"logits": z(B, C, 2)}, "[B, C]"),
-            (function, "logits", {"logits": z(C)}, "[B, C]"),
-            (function, "logits", {"logits": z(())}, "[B, C]"),
+            (function, "logits", {"logits": z(C)}, "[B, C"),
+            (function, "logits", {"logits": z(())}, "[B, C"),
             (function, "logits", {"logits": z(B, 0)}, "at least one class"),
+            (function, "target", {"target": z(B, C + 1)}, "class probabilities"),
+            (function, "target", {"target": z(B)}, "class probabilities"),
+            (function, "target", {"target": z(C, B).mT}, "class probabilities"),
+            (function, "row_weight", {"row_weight": z(B + 1)}, f"[{B}]"),
+            (function, "row_weight", {"row_weight": z(B, 1)}, f"[{B}]"),
         ]
+    for function in ("introspective_loss", "similarity_loss"):
+        table += [(function, "logits", {"logits": z(B, C, 2)}, "[B, C]")]
     for function in LOSSES:
         name = "class_weight" if function.startswith("linear") else "weight"
         table += [
@@ -244,17 +261,40 @@ def wrong_shapes() -> Iterator[Any]:
         ("linear_introspective_loss", "bias", {"bias": z(1)}, f"[{C}]"),
         ("linear_introspective_loss", "bias", {"bias": z(C, 1)}, f"[{C}]"),
         ("linear_introspective_loss", "target", {"features": z(2, B, D)}, f"[2, {B}]"),
-        ("distillation_loss", "teacher_logits", {"teacher_logits": z(B, C + 1)}, f"[{B}, {C}]"),
-        ("distillation_loss", "teacher_logits", {"teacher_logits": z(1, C)}, f"[{B}, {C}]"),
-        ("distillation_loss", "teacher_logits", {"teacher_logits": z(C)}, f"[{B}, {C}]"),
+        ("distillation_loss", "target", {"logits": z(B, C, 2), "teacher": z(B, C, 2)}, f"[{B}, 2]"),
+        ("linear_distillation_loss", "row_weight", {"row_weight": z(B, 1)}, f"[{B}]"),
+        *wrong_teachers(),
     ]
     for number, (function, name, arguments, allowed) in enumerate(table):
         # The tensor at fault is the replaced one of that name, or else the one left as it was.
         fault = arguments.get(name, good_call(function).get(name))
+        if name.startswith("teacher."):
+            fault = getattr(arguments["teacher"], name.removeprefix("teacher."))
         yield pytest.param(
             BadCall(function, arguments, ValueError, (name, "must", shown(fault), allowed)),
             id=f"{function}-{name}-{number}",
         )
+
+
+def wrong_teachers() -> Iterator[tuple[str, str, dict[str, Any], str]]:
+    z, index = torch.zeros, torch.zeros(B, K, dtype=torch.int64)
+    Linear, TopK = ik.LinearTeacher, ik.TopKTeacher
+    table: list[tuple[str, Any, str]] = [
+        ("teacher", z(B, C + 1), f"the student's {C} classes, got {C + 1}"),
+        ("teacher", z(1, C), f"[{B}, {C}]"),
+        ("teacher", z(C), f"[{B}, {C}]"),
+        ("teacher.features", Linear(z(B + 1, 3), z(C, 3)), f"[{B}, 'D']"),
+        ("teacher.weight", Linear(z(B, 3), z(C, 4)), f"[{C}, 3]"),
+        ("teacher.weight", Linear(z(B, 3), z(C + 1, 3)), f"the student's {C} classes, got {C + 1}"),
+        ("teacher.bias", Linear(z(B, 3), z(C, 3), z(C + 1)), f"[{C}]"),
+        ("teacher.indices", TopK(index[0], z(K)), f"1 <= K <= {C}"),
+        ("teacher.indices", TopK(index[:1], z(1, K)), f"[{B}, 'K']"),
+        ("teacher.indices", TopK(torch.cat([index, index], 1), z(B, 2 * K)), f"1 <= K <= {C}"),
+        ("teacher.log_probs", TopK(index, z(B, K + 1)), f"[{B}, {K}]"),
+    ]
+    for function in ("distillation_loss", "linear_distillation_loss"):
+        for name, teacher, allowed in table:
+            yield function, name, {"teacher": teacher}, allowed
 
 
 def wrong_stats() -> Iterator[Any]:
@@ -350,6 +390,8 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "label_mode": (*LOSSES[:3], "soft_labels", "teacher_logits"),
     "non_target_mass": (*LOSSES[:3], "soft_labels", "teacher_logits"),
     "label_smoothing": LOSSES,
+    "divergence": LOSSES,
+    "beta": LOSSES,
     "center": (*LOSSES[:2], "explanation_stats"),
     "ignore_index": (*LOSSES, "explanation_stats"),
     "reduction": LOSSES,
@@ -381,6 +423,11 @@ WRONG_KEYWORDS: dict[str, list[tuple[tuple[Any, ...], type[Exception], str]]] = 
     "label_smoothing": [
         (NOT_A_NUMBER, TypeError, "in [0, 1]"),
         (NOT_A_FRACTION, ValueError, "in [0, 1]"),
+    ],
+    "divergence": [(("kl", "JS", None, 0), ValueError, "'forward_kl', 'reverse_kl', 'js'")],
+    "beta": [
+        (NOT_A_NUMBER, TypeError, "in (0, 1)"),
+        ((0, 1, *NOT_A_FRACTION), ValueError, "in (0, 1)"),
     ],
     "ignore_index": [
         ((None, 1.0, "-100", True, torch.tensor(1)), TypeError, "int"),

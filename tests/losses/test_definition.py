@@ -16,14 +16,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import exact
-from helpers.cases import BUILDERS, Case, distillation_case, introspective_case, similarity_case
+from helpers.cases import (
+    BUILDERS,
+    HEADS,
+    WITH_LABELS,
+    Case,
+    distillation_case,
+    introspective_case,
+    similarity_case,
+)
 from helpers.oracle import defined, evaluate
 from helpers.tolerance import assert_accurate
 from torch import Tensor, nn
 
 import introkernels as ik
-
-WITH_LABELS = tuple(name for name in BUILDERS if name != "distillation_loss")
 
 
 def exact_rows(case: Case) -> list[exact.Row]:
@@ -259,7 +265,7 @@ class TestAgainstPyTorch:
             kl_weight=0.0,
         )
         weight = case.keywords.get("class_weight", case.keywords.get("weight"))
-        linear = loss == "linear_introspective_loss"
+        linear = loss in HEADS
         logits = (
             F.linear(case["features"], case["weight"], case["bias"]) if linear else case["logits"]
         )
@@ -336,9 +342,9 @@ class TestAgainstPyTorch:
             ("none", "softmax", 0.2),
         ):
             further: dict[str, Any] = {}
-            if loss != "distillation_loss":
+            if loss in WITH_LABELS:
                 further["label_mode"] = label_mode
-            if loss == "linear_introspective_loss":
+            if loss in HEADS:
                 # Its soft labels are constants that a difference quotient would move.
                 further.update(kl_weight=0.0, width=3)
             case = BUILDERS[loss](

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.backends import sized
 from helpers.cases import (
+    HEADS,
     Case,
     distillation_case,
     introspective_case,
@@ -93,7 +94,7 @@ def test_repeats_and_any_number_of_threads(backend: str, name: str) -> None:
     expected = results(case)
     # PyTorch's own operations, which GPU backends take for a head, round by the number of threads.
     on_pytorch = backend in ("reference", "composite") or (
-        backend in ("cuda", "triton") and case.function == "linear_introspective_loss"
+        backend in ("cuda", "triton") and case.function in HEADS
     )
     any_number = not on_pytorch
     for threads in (2, 1, 3) if any_number else (2, 2):

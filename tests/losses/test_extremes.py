@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from helpers.bounds import bounds_of
 from helpers.cases import (
     BUILDERS,
+    HEADS,
     Case,
     distillation_case,
     introspective_case,
@@ -264,7 +265,7 @@ def test_equal_distributions_have_no_divergence(backend: str, dtype: torch.dtype
 @every_loss
 def test_uniform_distributions(backend: str, loss: str, dtype: torch.dtype) -> None:
     case = BUILDERS[loss](4, 10, dtype, reduction="none")
-    if loss == "linear_introspective_loss":
+    if loss in HEADS:
         case = case.with_tensors(
             weight=torch.zeros_like(case["weight"]), bias=torch.zeros_like(case["bias"])
         )
@@ -444,7 +445,7 @@ class TestNothingToReduce:
     @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
     def test_class_weights_of_zero(self, backend: str, loss: str, reduction: str) -> None:
         case = BUILDERS[loss](4, 5, torch.float64, reduction=reduction, class_weights=True)
-        name = "class_weight" if loss == "linear_introspective_loss" else "weight"
+        name = "class_weight" if loss in HEADS else "weight"
         weight = case[name].clone()
         weight[case["target"][0]] = 0
         assert_follows_definition(case.with_keywords(**{name: weight}))
@@ -469,7 +470,7 @@ class TestNothingToReduce:
             ce_weight=1.0,
             kl_weight=0.0,
         )
-        name = "class_weight" if loss == "linear_introspective_loss" else "weight"
+        name = "class_weight" if loss in HEADS else "weight"
         weight = case[name].clone()
         weight[case["target"][case["target"] >= 0]] = 0
         case = case.with_keywords(**{name: weight})

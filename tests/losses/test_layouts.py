@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cases import BUILDERS, Case, distillation_case, introspective_case, linear_case
+from helpers.cases import (
+    BUILDERS,
+    HEADS,
+    WITH_LABELS,
+    Case,
+    distillation_case,
+    introspective_case,
+    linear_case,
+)
 from helpers.oracle import assert_follows_definition, defined, evaluate
 from torch import Tensor
 
@@ -124,7 +132,7 @@ def test_expanded_tensors(backend: str, name: str, expansion: Callable[[Tensor],
         # have a test of their own.
         if argument in ("class_index", "stats_index", "target"):
             continue
-        if argument == "weight" and case.function == "linear_introspective_loss":
+        if argument == "weight" and case.function in HEADS:
             continue
         assert_follows_definition(laid_out(case, argument, expansion))
 
@@ -255,7 +263,7 @@ def test_statistics_of_no_rows(backend: str) -> None:
 @pytest.mark.parametrize("function", BUILDERS)
 def test_one_class(backend: str, function: str, label_mode: str) -> None:
     """A single class is certain: the loss and its gradient are 0."""
-    keywords: dict[str, Any] = {} if function == "distillation_loss" else {"label_mode": label_mode}
+    keywords: dict[str, Any] = {} if function not in WITH_LABELS else {"label_mode": label_mode}
     outcome = assert_follows_definition(BUILDERS[function](4, 1, **keywords))
     assert outcome.loss == 0
     for grad in outcome.grads.values():

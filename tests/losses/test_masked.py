@@ -10,6 +10,8 @@ import torch
 from helpers.bounds import bounds_of
 from helpers.cases import (
     BUILDERS,
+    HEADS,
+    WITH_LABELS,
     Case,
     distillation_case,
     linear_case,
@@ -82,7 +84,7 @@ def masked_case(loss: str, dtype: torch.dtype, **keywords: Any) -> Case:
     target = torch.tensor(KEPT)
     target[2] = -100
     case = case.with_tensors(target=target)
-    if loss == "linear_introspective_loss":
+    if loss in HEADS:
         bias = case["bias"].clone()
         bias[list(MASKED)] = NEVER
         return case.with_tensors(bias=bias)
@@ -117,7 +119,7 @@ class TestMaskedClasses:
                 masked_case(loss, dtype, label_smoothing=label_smoothing, reduction=reduction)
             )
 
-    @pytest.mark.parametrize("loss", [name for name in BUILDERS if name != "distillation_loss"])
+    @pytest.mark.parametrize("loss", WITH_LABELS)
     @pytest.mark.parametrize("similarity", ["cosine", "projection"])
     def test_labels_live_on_the_other_classes(
         self, backend: str, loss: str, similarity: str
@@ -126,7 +128,7 @@ class TestMaskedClasses:
             masked_case(loss, torch.float64, similarity=similarity, temperature=1.5)
         )
 
-    @pytest.mark.parametrize("loss", [name for name in BUILDERS if name != "distillation_loss"])
+    @pytest.mark.parametrize("loss", WITH_LABELS)
     @pytest.mark.parametrize("mass", [0.0, 0.4])
     def test_split_labels_of_the_other_classes_are_renormalized(
         self, backend: str, loss: str, mass: float
@@ -156,7 +158,7 @@ class TestMaskedClasses:
         self, backend: str, loss: str, dtype: torch.dtype
     ) -> None:
         for label_smoothing, mode in itertools.product((0.0, 0.1), ("softmax", "split")):
-            labels = {} if loss == "distillation_loss" else {"label_mode": mode}
+            labels = {} if loss not in WITH_LABELS else {"label_mode": mode}
             case = BUILDERS[loss](
                 9, 12, dtype, label_smoothing=label_smoothing, reduction="none", **labels
             )
@@ -179,7 +181,7 @@ class TestMaskedTarget:
     def test_costs_infinity_and_keeps_a_finite_gradient(
         self, backend: str, loss: str, dtype: torch.dtype, label_mode: str
     ) -> None:
-        labels = {} if loss == "distillation_loss" else {"label_mode": label_mode}
+        labels = {} if loss not in WITH_LABELS else {"label_mode": label_mode}
         case = BUILDERS[loss](4, 7, dtype, reduction="none", **labels)
         logits = case["logits"].clone()
         logits[2, case["target"][2]] = NEVER
@@ -372,7 +374,7 @@ class TestNaN:
     def test_reaches_the_reduced_loss(self, backend: str, loss: str) -> None:
         for reduction in ("mean", "sum"):
             case = BUILDERS[loss](5, 6, reduction=reduction)
-            name = "features" if loss == "linear_introspective_loss" else "logits"
+            name = "features" if loss in HEADS else "logits"
             spoiled = case[name].clone()
             spoiled[3, 1] = NAN
             result = evaluate(case.with_tensors(**{name: spoiled}))

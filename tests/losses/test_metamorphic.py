@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from helpers.cases import (
     BUILDERS,
+    HEADS,
+    WITH_LABELS,
     Case,
     distillation_case,
     introspective_case,
@@ -22,7 +24,6 @@ from torch import Tensor
 
 import introkernels as ik
 
-WITH_LABELS = tuple(name for name in BUILDERS if name != "distillation_loss")
 REDUCTIONS = ("mean", "sum", "none")
 
 every_loss = pytest.mark.parametrize("loss", BUILDERS)
@@ -53,7 +54,7 @@ def on_a_grid(tensor: Tensor) -> Tensor:
 @every_reduction
 def test_a_constant_added_to_the_logits_of_a_row(backend: str, loss: str, reduction: str) -> None:
     case = build(loss, class_weights=True, label_smoothing=0.1, reduction=reduction)
-    if loss == "linear_introspective_loss":
+    if loss in HEADS:
         case = case.with_tensors(
             features=on_a_grid(case["features"]),
             weight=on_a_grid(case["weight"]),
@@ -335,7 +336,7 @@ def test_inputs_of_zero_count_for_nothing(backend: str) -> None:
 def test_gradients_of_a_row_sum_to_zero(backend: str, loss: str) -> None:
     case = build(loss, class_weights=True, label_smoothing=0.1)
     grads = evaluate(case).grads
-    if loss == "linear_introspective_loss":
+    if loss in HEADS:
         sums, size = grads["bias"].sum(), grads["bias"].norm()
     else:
         sums, size = grads["logits"].sum(1).abs().max(), grads["logits"].norm()

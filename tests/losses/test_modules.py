@@ -19,6 +19,7 @@ import introkernels as ik
 MODULES: dict[str, type[nn.Module]] = {
     "introspective_loss": ik.IntrospectiveLoss,
     "linear_introspective_loss": ik.LinearIntrospectiveLoss,
+    "linear_distillation_loss": ik.LinearDistillationLoss,
     "similarity_loss": ik.SimilarityLoss,
     "distillation_loss": ik.DistillationLoss,
 }
@@ -36,7 +37,7 @@ KEYWORDS: dict[str, Any] = {
     "reduction": "sum",
 }
 # All that a call takes beside the tensors of the batch.
-CALL_ONLY = {"class_index"}
+CALL_ONLY = {"class_index", "row_weight"}
 
 
 def class_weight_name(function: str) -> str:
@@ -80,6 +81,7 @@ def test_defaults_are_those_of_the_specification(function: str) -> None:
         "similarity": "cosine", "label_mode": "softmax", "non_target_mass": 0.1, "center": False,
         "weight": None, "class_weight": None, "ignore_index": -100, "label_smoothing": 0.0,
         "reduction": "mean", "class_index": None, "return_parts": False,
+        "divergence": "forward_kl", "beta": 0.5, "row_weight": None,
     }  # fmt: skip
     for functions in (ik, ik.reference):
         for name, parameter in inspect.signature(getattr(functions, function)).parameters.items():

@@ -12,6 +12,7 @@ from helpers.cases import (
     distillation_case,
     introspective_case,
     linear_case,
+    linear_distillation_case,
     similarity_case,
 )
 from torch import Tensor
@@ -51,6 +52,13 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "linear-weight-only": lambda: without_gradient(linear_case(4, 5), "features"),
     "linear-features-only": lambda: without_gradient(linear_case(4, 5), "weight", "bias"),
+    "linear-distillation": lambda: linear_distillation_case(4, 5, ignored=1),
+    "linear-distillation-none": lambda: linear_distillation_case(
+        4, 5, torch.bfloat16, bias=False, reduction="none", class_weights=True
+    ),
+    "linear-distillation-features-only": lambda: without_gradient(
+        linear_distillation_case(4, 5), "weight", "bias"
+    ),
     "distillation-transposed": lambda: transposed(distillation_case(4, 5)),
     "similarity-transposed": lambda: transposed(similarity_case(4, 5, explained=3)),
     "introspective-transposed": lambda: transposed(introspective_case(4, 5, explained=3)),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.cases import (
     BUILDERS,
+    HEADS,
     Case,
     introspective_case,
     linear_case,
@@ -111,9 +112,11 @@ def further_options(draw: st.DrawFn, loss: str, dtype: torch.dtype, classes: int
     """What one loss takes beside the options of all."""
     other = st.just(torch.float64) if dtype == torch.float64 else narrow_dtypes
     explained = st.one_of(st.none(), st.integers(1, classes))
-    if loss == "distillation_loss":
-        return {"teacher_dtype": draw(other, label="teacher dtype")}
-    options: dict[str, Any] = dict(draw(label_options, label="label options"))
+    options: dict[str, Any] = {}
+    if loss in ("distillation_loss", "linear_distillation_loss"):
+        options["teacher_dtype"] = draw(other, label="teacher dtype")
+    else:
+        options.update(draw(label_options, label="label options"))
     if loss == "similarity_loss":
         options["stats_dtype"] = draw(st.sampled_from(DTYPES[:2]), label="stats dtype")
         options["explained"] = draw(explained, label="explained")
@@ -122,11 +125,11 @@ def further_options(draw: st.DrawFn, loss: str, dtype: torch.dtype, classes: int
         options["inputs_dtype"] = draw(other, label="inputs dtype")
         options["shape"] = draw(shapes, label="shape")
         options["explained"] = draw(explained, label="explained")
-        options["center"] = draw(st.booleans(), label="center")
-    else:
+    if loss in HEADS:
         options["weight_dtype"] = draw(other, label="weight dtype")
         options["width"] = draw(st.integers(1, 70), label="width")
         options["bias"] = draw(st.booleans(), label="bias")
+    if loss in ("introspective_loss", "linear_introspective_loss"):
         options["center"] = draw(st.booleans(), label="center")
     return options
 
@@ -143,7 +146,7 @@ def test_losses(backend: str, loss: str, data: st.DataObject) -> None:
     options.update(further_options(draw, loss, dtype, classes))
     ignored = draw(st.integers(0, rows), label="ignored")
     case = BUILDERS[loss](rows, classes, dtype, ignored=ignored, **options)
-    is_head = loss == "linear_introspective_loss"
+    is_head = loss in HEADS
     case = laid_out(draw, case if is_head else masked(draw, case))
     assert_follows_definition(case)
 

@@ -30,6 +30,7 @@ ROWS_OF = {
     "similarity_loss": ("logits", "target", "dots", "sq_norms"),
     "introspective_loss": ("logits", "target", "gradients", "inputs"),
     "linear_introspective_loss": ("features", "target"),
+    "linear_distillation_loss": ("features", "teacher_logits", "target"),
 }
 
 

@@ -18,8 +18,8 @@ from introkernels.ops.head import chunks
 @pytest.fixture(autouse=True)
 def _small_chunks_on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Chunks of four rows, however few numbers these have."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(chunks, "FEWEST_ROWS", 4)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 0)
+    monkeypatch.setitem(chunks.FEWEST_ROWS, "cpu", 4)
     with ik.use_backend("triton"):
         yield
 
