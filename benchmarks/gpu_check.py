@@ -112,7 +112,7 @@ def parts(out: Path, python: str = sys.executable) -> list[Part]:
         Part(
             "build",
             (python, "setup.py", "build_ext", "--inplace"),
-            150,
+            180,
             environment={
                 "INTROKERNELS_CPP": "1",
                 "INTROKERNELS_CUDA": "auto",

@@ -310,6 +310,41 @@ def test_what_a_sanitizer_says_counts_for_kernels_of_ours(
     assert ("row_loss_forward" in told) == ("lines about" in said)
 
 
+def test_a_machine_without_sanitizers_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_sanitize, "TOOLKIT", str(tmp_path))
+    assert gpu_sanitize.main(tmp_path) == 1
+    assert capsys.readouterr().out == "compute-sanitizer is not installed: nothing is watched\n"
+    stand_in(tmp_path, "compute-sanitizer", SUMMARY)
+    assert gpu_sanitize.main(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "environment", "said"),
+    [
+        ("gpu", {"INTROKERNELS_REQUIRE_GPU": "1"}, "sees no GPU, and INTROKERNELS_REQUIRE_GPU=1"),
+        (
+            "losses",
+            {"INTROKERNELS_TEST_DEVICE": "cuda", "INTROKERNELS_TEST_BACKENDS": "cuda"},
+            "INTROKERNELS_TEST_BACKENDS names 'cuda', which can't be used: ",
+        ),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tests_that_lack_a_gpu_say_so_once(
+    folder: str, environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{folder}")
+    tests = gpu_check.Part("tests", command, 60, environment=environment)
+    (outcome,) = gpu_check.run([tests], tmp_path, say=silent)
+    assert outcome.verdict == "failed: exit status 4"
+    (line,) = (tmp_path / "tests.log").read_text().split("\n\n")[0].strip().splitlines()
+    assert line.startswith("ERROR: ")
+    assert said in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_scripts_say_that_there_is_no_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
