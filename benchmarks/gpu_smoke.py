@@ -13,6 +13,7 @@ import os
 import sys
 import textwrap
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -57,6 +58,13 @@ SECONDS = 120.0
 SECONDS_OF_THE_REST = 15.0
 
 TERA = 1e12
+
+# The kernels of operators that do nothing else, as benchmarks/predicted.toml names them.
+PREDICTED = {
+    "distillation-forward": "row_loss_forward",
+    "distillation-backward": "row_loss_backward",
+    "statistics": "explanation_stats",
+}
 
 Results = Callable[[], list[Tensor]]
 
@@ -200,7 +208,24 @@ def measure(
     else:
         share = tables.percent(ours["percent_of_copy"])
         rate = f"{tables.bandwidth_cell(ours)}, {share} of a copy's {tables.bandwidth_cell(copy)}"
+        gpu = ours["machine"].get("gpu", {}).get("name", "")
+        if (expected := predicted(backend.name, case, gpu)) is not None:
+            rate += f", predicted {tables.percent(100 * expected)}"
     return f"{tables.time_cell(ours)}, {rate}"
+
+
+def predicted(backend: str, case: Measured, gpu: str) -> float | None:
+    """The share of a copy that a kernel is predicted to reach on a GPU; None where nothing is."""
+    kernel = PREDICTED.get(case.operator.name)
+    text = Path(__file__).with_name("predicted.toml").read_text(encoding="utf-8")
+    for entry in tomllib.loads(text)["kernels"]:
+        what = entry["backend"], entry["kernel"], tuple(entry["shape"]), entry["dtype"]
+        if what == (backend, kernel, case.shape, case.dtype):
+            for name, figures in entry.items():
+                if isinstance(figures, dict) and name in gpu:
+                    share: float = figures["predicted"]
+                    return share
+    return None
 
 
 class Item(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -328,6 +329,34 @@ def test_kernels_are_timed_at_the_sizes_they_are_predicted_for() -> None:
     assert ("statistics", (256, 100, 3072), "bfloat16") in shapes
     assert ("head", (4096, 32000, 2048), "bfloat16") in shapes
     assert all(case.dtype in DTYPES for case in KERNELS.cases)
+
+
+def test_what_is_predicted_is_told_beside_what_is_measured() -> None:
+    found = [
+        (gpu_smoke.predicted(backend, case, "NVIDIA H200"), case.operator.name)
+        for case in KERNELS.cases
+        for backend in ("cuda", "triton")
+    ]
+    told = {name for share, name in found if share is not None}
+    assert told == set(gpu_smoke.PREDICTED)
+    assert all(0 < share < 1.2 for share, _ in found if share is not None)
+    # Nothing is predicted of confident rows, of what is more than a kernel, and of other GPUs.
+    assert {name for share, name in found if share is None}.isdisjoint(told)
+    assert gpu_smoke.predicted("triton", KERNELS.cases[0], "NVIDIA L4") is None
+
+
+def test_a_prediction_stands_in_the_line(
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(gpu_smoke, "LOSSES", {})
+    monkeypatch.setattr(gpu_smoke, "EXPLANATIONS", {})
+    monkeypatch.setattr(gpu_smoke, "predicted", lambda backend, case, gpu: 0.85)
+    status, (line, _) = run(with_backends(place, COMPOSITE, cases=1), tmp_path, capsys)
+    assert status == 0
+    assert re.search(r" of a copy's [\d.]+ GB/s, predicted 85 % \(", line)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
