@@ -129,21 +129,21 @@ GPU = Place("cuda", KERNELS, replayed, 1 << 30)
 
 # As many classes as in what is timed, so that Triton compiles each kernel once; few rows will do.
 LOSSES: dict[str, Callable[[], Case]] = {
-    "distillation, 96 × 1000, bfloat16": lambda: distillation_case(
-        96, 1000, torch.bfloat16, ignored=3
+    "distillation, 128 × 1000, bfloat16": lambda: distillation_case(
+        128, 1000, torch.bfloat16, ignored=3
     ),
-    "distillation, 6 × 32000, float32": lambda: distillation_case(6, 32000),
-    "similarity, 96 × 1000, float32": lambda: similarity_case(96, 1000, ignored=3),
-    "introspective, 24 × 100 × 3072, bfloat16": lambda: introspective_case(
-        24, 100, torch.bfloat16, shape=(3072,), ignored=2
+    "distillation, 16 × 32000, float32": lambda: distillation_case(16, 32000),
+    "similarity, 128 × 1000, float32": lambda: similarity_case(128, 1000, ignored=3),
+    "introspective, 32 × 100 × 3072, bfloat16": lambda: introspective_case(
+        32, 100, torch.bfloat16, shape=(3072,), ignored=2
     ),
-    "head, 96 × 1000 × 256, bfloat16": lambda: linear_case(
-        96, 1000, torch.bfloat16, width=256, ignored=2
+    "head, 128 × 1000 × 256, bfloat16": lambda: linear_case(
+        128, 1000, torch.bfloat16, width=256, ignored=2
     ),
 }
 EXPLANATIONS: dict[str, Callable[[], Case]] = {
-    "statistics, 24 × 100 × 3072, bfloat16": lambda: introspective_case(
-        24, 100, torch.bfloat16, shape=(3072,)
+    "statistics, 32 × 100 × 3072, bfloat16": lambda: introspective_case(
+        32, 100, torch.bfloat16, shape=(3072,)
     ),
 }
 

@@ -138,7 +138,7 @@ def test_wrong_statistics_are_told(
     status, lines = run(with_backends(place, COMPOSITE, cases=0), tmp_path, capsys)
     assert status == 1
     (failed,) = [line for line in lines if "FAILED" in line]
-    assert failed.startswith("composite: statistics, 24 × 100 × 3072, bfloat16: FAILED: sq_norms")
+    assert failed.startswith("composite: statistics, 32 × 100 × 3072, bfloat16: FAILED: sq_norms")
 
 
 def test_what_is_raised_is_told_in_a_line(
@@ -155,7 +155,7 @@ def test_what_is_raised_is_told_in_a_line(
     assert status == 1
     (failed,) = [line for line in lines if "FAILED" in line]
     told = "FAILED: RuntimeError: out of order"
-    assert failed == f"composite: similarity, 96 × 1000, float32: {told}"
+    assert failed == f"composite: similarity, 128 × 1000, float32: {told}"
     assert "and more of it" in (tmp_path / "smoke.txt").read_text()
 
 
