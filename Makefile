@@ -89,7 +89,7 @@ test-torch:  ## build and test on releases of torch, TORCH="2.10.0 2.14.1" (6 GB
 	$(PYTHON) tests/run_on_torch.py $(TORCH)
 
 # With the Python at hand and what it finds: such a machine may have no network to install from.
-gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 9 minutes
+gpu-check:  ## on a machine with a GPU: its tests and benchmarks, into OUT=folder, in 10 minutes
 	@test -n "$(OUT)" || { echo "make gpu-check OUT=folder: where logs and results go"; exit 2; }
 	$(PYTHON) benchmarks/gpu_check.py "$(OUT)" $(if $(PARTS),--only $(PARTS))
 

@@ -6,7 +6,9 @@ nothing.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,14 +19,16 @@ TESTS = (
     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "cuda"),
     *("tests/gpu/test_gpu_definition.py", "tests/gpu/test_gpu_targets.py"),
 )
+SANITIZER = "compute-sanitizer"
+# Where toolkits are, which need not be on PATH.
+TOOLKIT = "/usr/local/cuda/bin"
 OURS = "introkernels::"
 SHOWN = 20
 
 
-def command(tool: str, watched: Sequence[str]) -> list[str]:
-    """The tool on a program. Every report counts, and frames of the host are no kernels."""
-    options = ("--show-backtrace", "no", "--print-limit", "1000")
-    return ["compute-sanitizer", "--tool", tool, *options, *watched]
+def options(tool: str) -> list[str]:
+    """Those of a tool. Every report counts, and frames of the host are no kernels."""
+    return ["--tool", tool, "--show-backtrace", "no", "--print-limit", "1000"]
 
 
 def reports(log: str) -> list[str]:
@@ -45,12 +49,17 @@ def verdict(status: int, log: str) -> str | None:
 
 def main(out: Path, watched: Sequence[str] = TESTS) -> int:
     """Run the tools, each into ``sanitizer-<tool>.log`` in ``out``; 1 where one found anything."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), TOOLKIT))
+    sanitizer = shutil.which(SANITIZER, path=path)
+    if sanitizer is None:
+        print(f"{SANITIZER} is not installed: nothing is watched")
+        return 1
     logs = {tool: out / f"sanitizer-{tool}.log" for tool in TOOLS}
     started = {}
     for tool, log in logs.items():
         with log.open("wb") as output:
             started[tool] = subprocess.Popen(
-                command(tool, watched), stdout=output, stderr=subprocess.STDOUT
+                [sanitizer, *options(tool), *watched], stdout=output, stderr=subprocess.STDOUT
             )
     wrong = {}
     for tool, process in started.items():

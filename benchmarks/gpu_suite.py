@@ -1,4 +1,4 @@
-"""The suite gpu of `introkernels bench`, with nothing installed beside PyTorch and Triton.
+"""The suite gpu of `introkernels bench` without compiled code, where only PyTorch and Triton are.
 
 Results are written after each case, so that a run that is cut short keeps what it measured. A case
 is not begun where the longest one so far would not fit into the time that `make gpu-check` gives.
@@ -10,15 +10,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from introkernels.bench import environment, records, tables
+from introkernels.bench.contenders import COMPILE
 from introkernels.bench.records import Record
 from introkernels.bench.runner import Settings, run_suite
 from introkernels.bench.suites import GPU
+
+# Inductor takes minutes that this has not.
+SUITE = replace(GPU, contenders=tuple(one for one in GPU.contenders if one is not COMPILE))
 
 # Less than on a CPU: times on a GPU that nobody else uses hardly vary.
 SECONDS_OF_A_CASE = 2.0
@@ -56,12 +61,12 @@ def main(out: Path) -> int:
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU: nothing is measured")
         return 1
-    name = f"{GPU.name}-{environment.slug(environment.machine(GPU.device))}.jsonl"
+    name = f"{SUITE.name}-{environment.slug(environment.machine(SUITE.device))}.jsonl"
     settings = Settings(torch.get_num_threads(), budget=SECONDS_OF_A_CASE, read_bytes=1 << 30)
     stored: list[Record] = []
     seconds = float(os.environ.get(LIMIT, "inf")) - SECONDS_OF_THE_REST
-    left_out = [case.name for case in GPU.cases]
-    for found in within(seconds, run_suite(GPU, GPU.cases, settings)):
+    left_out = [case.name for case in SUITE.cases]
+    for found in within(seconds, run_suite(SUITE, SUITE.cases, settings)):
         left_out.remove(found[0]["case"])
         stored += found
         records.write(out / name, stored)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import introkernels as ik
-from introkernels.ops import loader
+from introkernels.ops import loader, select
 
 # Float32 sums of this size are good to about 1e-7; the contract allows 2e-6 (relative, 2-norm).
 TOLERANCE = 2e-6
@@ -28,12 +28,14 @@ def main() -> int:
         0 where the losses work, whatever serves them; 1 where a backend computes wrongly.
     """
     status = ik.backends.status()
+    where = "cuda" if torch.cuda.device_count() else "cpu"
     checks = {name: self_check(name) for name in usable_backends(status)}
     sections: dict[str, Iterable[tuple[str, str]]] = {
         "Versions": versions(),
         "Machine": machine(),
         "Build": build(),
         "Backends": status.items(),
+        f"Automatic choice on {where}": choices(where),
         "Optional dependencies": extras(),
         "Self-check: float32 losses and gradients against the float64 reference": checks.items(),
     }
@@ -118,6 +120,14 @@ def build() -> list[tuple[str, str]]:
     told = {"version", "torch", "backends"}
     rows = [(key, _text(value)) for key, value in ik.build_info().items() if key not in told]
     return rows or [("no record", "no library was built; the backends below tell why")]
+
+
+def choices(device: str) -> list[tuple[str, str]]:
+    """For each operator what ``"auto"`` takes on a device of this type, and on what ground."""
+    return [
+        (name, f"{backend} ({ground})")
+        for name, (backend, ground) in select.automatic(device).items()
+    ]
 
 
 def extras() -> list[tuple[str, str]]:

@@ -73,6 +73,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    """Say once, and not for each test, that a backend which was asked for can't be tested."""
+    try:
+        backends.under_test()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where lines of kernels never ran; one of several processes tells which ones did."""
     if not (session.config.getoption("--all-kernel-lines") and backends.interpreted()):

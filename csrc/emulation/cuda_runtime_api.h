@@ -36,8 +36,12 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t /*stream*/) { return cudaSuccess; }
 
+namespace emulation {
+
+cudaError_t set_memory(void* memory, int value, size_t bytes);
+
+}  // namespace emulation
+
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t /*stream*/) {
-  // Where there is nothing to set, C's function, unlike CUDA's, still asks for an address.
-  if (bytes != 0) std::memset(memory, value, bytes);
-  return cudaSuccess;
+  return emulation::set_memory(memory, value, bytes);
 }

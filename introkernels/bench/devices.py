@@ -6,6 +6,7 @@ import gc
 import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,6 +14,9 @@ from introkernels.bench import environment
 from introkernels.bench.memory import MemoryProbe
 from introkernels.bench.model import Case, Contender, Tensors
 from introkernels.bench.timing import wall_clock
+
+# Sets of inputs that take turns, at most.
+MOST_SETS = 16
 
 # Where nothing tells the size of the last cache.
 _USUAL_CACHE = 32 << 20
@@ -153,5 +157,46 @@ class Gpu:
         torch.cuda.empty_cache()
 
 
-DEVICES: dict[str, Callable[[int], Device]] = {"cpu": Cpu, "cuda": Gpu}
-"""By the name of a suite's device; made for a number of CPU threads."""
+class ReplayedGpu(Gpu):
+    """The current GPU without the host: the calls of a sample are replayed as one CUDA graph.
+
+    Else what is timed of a kernel that takes less than some 30 microseconds is Python. While this
+    is open, the current stream is one of its own: PyTorch's default one can't be captured, and a
+    backward runs in the stream of its forward.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._graphs: WeakKeyDictionary[Callable[[], object], dict[int, torch.cuda.CUDAGraph]] = (
+            WeakKeyDictionary()
+        )
+        self._usual = torch.cuda.current_stream()
+        self._stream = torch.cuda.Stream()
+        self._stream.wait_stream(self._usual)
+        torch.cuda.set_stream(self._stream)
+
+    def clock(self, call: Callable[[], object], calls: int) -> float:
+        graphs = self._graphs.setdefault(call, {})
+        if not graphs:
+            # What a call makes once for each set of inputs is no part of a graph.
+            for _ in range(MOST_SETS):
+                call()
+        if calls not in graphs:
+            graphs[calls] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[calls], stream=self._stream):
+                for _ in range(calls):
+                    call()
+        return super().clock(graphs[calls].replay, 1) / calls
+
+    def close(self) -> None:
+        self._graphs.clear()
+        torch.cuda.set_stream(self._usual)
+        super().close()
+
+
+DEVICES: dict[str, Callable[[int], Device]] = {
+    "cpu": Cpu,
+    "cuda": Gpu,
+    "cuda-graphs": ReplayedGpu,
+}
+"""By the name that a suite gives its device; made for a number of CPU threads."""

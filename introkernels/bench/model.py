@@ -170,7 +170,7 @@ class Suite:
     """Cases, and the contenders that meet in each of them beside the operator's own.
 
     Attributes:
-        device: where its tensors lie, ``"cpu"`` or ``"cuda"``.
+        device: where and how it is measured, a name of `introkernels.bench.devices.DEVICES`.
         first_call: measure too what a first call costs, in a fresh process for each contender.
     """
 

@@ -14,7 +14,7 @@ import torch
 
 from introkernels import checkout
 from introkernels.bench import accuracy, environment
-from introkernels.bench.devices import COPY, DEVICES, READ, Device
+from introkernels.bench.devices import COPY, DEVICES, MOST_SETS, READ, Device
 from introkernels.bench.first_call import FirstCallError, first_call
 from introkernels.bench.memory import ProbeError
 from introkernels.bench.model import Case, Contender, Suite, Tensors
@@ -25,7 +25,6 @@ from introkernels.bench.timing import Member, Times, measure
 GIGA = 1e9
 # A set of inputs is used again only after that many times the last cache has passed.
 CACHES_BETWEEN = 2
-MOST_SETS = 16
 _SHARE_OF_MEMORY = 8
 
 # What the bandwidth of a contender is compared with, beside it in the same rounds, and beside the
@@ -87,15 +86,15 @@ def run_suite(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        common = {
-            "run": datetime.now(UTC).isoformat(timespec="seconds"),
-            "suite": suite.name,
-            "machine": environment.machine(suite.device),
-            "versions": environment.versions(gpu=suite.device == "cuda"),
-            "commit": checkout.commit(),
-            "settings": asdict(settings) | {"environment": environment.thread_variables()},
-        }
         with closing(DEVICES[suite.device](settings.threads)) as device:
+            common = {
+                "run": datetime.now(UTC).isoformat(timespec="seconds"),
+                "suite": suite.name,
+                "machine": environment.machine(device.name),
+                "versions": environment.versions(gpu=device.name == "cuda"),
+                "commit": checkout.commit(),
+                "settings": asdict(settings) | {"environment": environment.thread_variables()},
+            }
             yardstick = device.yardstick_call(settings.read_bytes)
             for case in cases:
 

@@ -55,6 +55,12 @@ _ON_GPU = ("csrc/cuda", "setup_cuda.py")
 # Whatever is not one loss or one statistic is a part of training.
 _SINGLE = (
     *("introspective", "statistics", "distillation", "similarity"),
+    *(
+        f"{loss}-{way}"
+        for loss in ("distillation", "similarity")
+        for way in ("forward", "backward")
+    ),
+    "confident-forward",
     *("head", "head-ce", "head-kl"),
 )
 _TRAINING = (

@@ -51,12 +51,71 @@ SERVING = {
 
 BACKENDS = ("auto", "reference", "composite", "cpu", "cuda", "triton")
 
+
+class Preference(NamedTuple):
+    """Backends that may serve an operator, the first loaded one does, and why they stand so.
+
+    Without any it is the composite.
+    """
+
+    backends: tuple[str, ...]
+    ground: str
+
+
+def _predicted(first: str, second: str) -> Preference:
+    ground = (
+        f"predicted ahead of {second} from machine code, benchmarks/predicted.toml; not measured"
+    )
+    return Preference((first, second), ground)
+
+
+_ROW_LOSS = _predicted("triton", "cuda")
+
+# What `auto` takes, by the type of the device. A backward reads what its forward kept, so that
+# those of the row loss come from one backend.
+AUTO = {
+    "cpu": dict.fromkeys(schema.SCHEMAS, Preference(("cpu",), "C++")),
+    "cuda": {
+        "row_loss_forward": _ROW_LOSS,
+        "row_loss_backward": _ROW_LOSS,
+        "explanation_stats": _predicted("triton", "cuda"),
+        "teacher_logits": Preference((), "has no kernels on a GPU"),
+        "introspective_forward": _ROW_LOSS,
+        "linear": _ROW_LOSS._replace(ground="PyTorch's products around this row loss"),
+    },
+}
+
+
+def automatic(device: str) -> dict[str, tuple[str, str]]:
+    """For each operator on a device of this type: the backend that `auto` takes, and why."""
+    return {name: _first_loaded(preference) for name, preference in AUTO[device].items()}
+
+
+def _first_loaded(preference: Preference) -> tuple[str, str]:
+    missing: list[str] = []
+    for name in preference.backends:
+        if loader.STATUS[name] == loader.LOADED:
+            return name, "; ".join(missing) or preference.ground
+        missing.append(f"{name}: {loader.STATUS[name]}")
+    return "composite", "; ".join(missing) or preference.ground
+
+
+_OPERATORS = {"composite": _COMPOSITE} | {name: of.operators for name, of in SERVING.items()}
+_AUTOMATIC = {
+    device: SimpleNamespace(
+        **{
+            name: getattr(_OPERATORS[backend], name)
+            for name, (backend, _) in automatic(device).items()
+        }
+    )
+    for device in AUTO
+}
+
 # The kernels whose absence is told at first use, by the type of the device that they serve.
-_KERNELS_OF = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 _missing = {
-    device: names
-    for device, names in _KERNELS_OF.items()
-    if all(loader.STATUS[name] != loader.LOADED for name in names)
+    device: preferences["row_loss_forward"].backends
+    for device, preferences in AUTO.items()
+    if automatic(device)["row_loss_forward"][0] == "composite"
 }
 
 
@@ -116,9 +175,7 @@ def operators(device: torch.device) -> SimpleNamespace:
     if chosen == "auto":
         if device.type in _missing and not is_dynamo_compiling():
             _tell_missing(device.type)
-        if device.type == "cuda" and _TRITON is not None:
-            return _TRITON
-        return _NATIVE if loader.STATUS.get(device.type) == loader.LOADED else _COMPOSITE
+        return _AUTOMATIC.get(device.type, _COMPOSITE)
     if chosen == "reference":
         return _REFERENCE
     if chosen == "composite":
@@ -167,8 +224,9 @@ class use_backend:  # noqa: N801 - a function to its users, like torch.no_grad
             there is none), ``"composite"`` (PyTorch's own operations, on any device),
             ``"reference"`` (the same in float64), ``"cpu"`` (C++),
             ``"cuda"`` (CUDA C++), or ``"triton"`` (GPU tensors; with ``TRITON_INTERPRET=1`` in the
-            environment CPU tensors too, slowly, for tests). Automatic on a GPU is Triton, or CUDA
-            C++ where Triton can't be used.
+            environment CPU tensors too, slowly, for tests). Automatic on a GPU is Triton, which is
+            predicted to be faster, or CUDA C++ where Triton can't be used; ``introkernels doctor``
+            tells what it is here, operator by operator, and why.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 import introkernels as ik
 from introkernels.bench.contenders import EAGER, REFERENCE
-from introkernels.bench.model import Case, Contender, Suite
+from introkernels.bench.devices import COPY, Cpu
+from introkernels.bench.model import Case, Contender, Suite, Tensors
 from introkernels.bench.operators.distillation import (
     DISTILLATION,
     SIMILARITY,
@@ -173,3 +175,36 @@ DYING = Contender("dying", prepare_die)
 
 def in_dtype(case: Case, dtype: str) -> Case:
     return replace(case, dtype=dtype)
+
+
+class Copying(Cpu):
+    """A CPU that is measured as a GPU is: against copies, with memory told by the call itself."""
+
+    yardstick = COPY
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.timed = 0
+        self.closed = False
+        made.append(self)
+
+    def clock(self, call: Callable[[], object], calls: int) -> float:
+        self.timed += calls
+        return super().clock(call, calls)
+
+    def yardstick_call(self, size: int) -> tuple[Callable[[], object], int]:
+        source, destination = torch.ones(size // 4), torch.empty(size // 4)
+        return lambda: destination.copy_(source), 2 * size
+
+    def peak(
+        self, case: Case, contender: Contender, function: Callable[..., Any], tensors: Tensors
+    ) -> int:
+        result = case.operator.run(function, tensors)
+        return 1000 + sum(t.nbytes for t in case.operator.outcome(result, tensors).values())
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+made: list[Copying] = []

@@ -10,6 +10,8 @@ import torch
 from introkernels.cli import BENCH_EXTRA
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+# The scripts that are tested.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 try:
     from introkernels.bench import cli as _needs_the_whole_extra  # noqa: F401

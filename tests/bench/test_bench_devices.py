@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench_cases import DISTILLATION_CASE, OURS, QUICK, TINY
+from bench_cases import DISTILLATION_CASE, OURS, QUICK, TINY, Copying, made
 
 from introkernels import cli
 from introkernels.bench import environment, records, runner, tables
 from introkernels.bench.contenders import EAGER
-from introkernels.bench.devices import COPY, Cpu
-from introkernels.bench.model import Case, Contender, Suite, Tensors
+from introkernels.bench.model import Case, Suite
 from introkernels.bench.runner import Settings, run_suite
 from introkernels.bench.suites import GPU
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Copying(Cpu):
-    """A CPU that is measured as a GPU is: against copies, with memory told by the call itself."""
-
-    yardstick = COPY
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        self.timed = 0
-        self.closed = False
-        made.append(self)
-
-    def clock(self, call: Callable[[], object], calls: int) -> float:
-        self.timed += calls
-        return super().clock(call, calls)
-
-    def yardstick_call(self, size: int) -> tuple[Callable[[], object], int]:
-        source, destination = torch.ones(size // 4), torch.empty(size // 4)
-        return lambda: destination.copy_(source), 2 * size
-
-    def peak(
-        self, case: Case, contender: Contender, function: Callable[..., Any], tensors: Tensors
-    ) -> int:
-        result = case.operator.run(function, tensors)
-        return 1000 + sum(t.nbytes for t in case.operator.outcome(result, tensors).values())
-
-    def close(self) -> None:
-        self.closed = True
-        super().close()
-
-
-made: list[Copying] = []
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from bench_cases import DISTILLATION_CASE, TINY, in_dtype
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import introkernels as ik
@@ -15,6 +18,14 @@ from introkernels.bench.operators.distillation import DISTILLATION
 from introkernels.bench.operators.explanations import EXPLANATIONS
 from introkernels.bench.operators.linear_losses import HEAD_CROSS_ENTROPY, HEAD_DIVERGENCE
 from introkernels.bench.operators.network import Network
+from introkernels.bench.operators.row_losses import (
+    CONFIDENT_FORWARD,
+    DISTILLATION_BACKWARD,
+    DISTILLATION_FORWARD,
+    SIMILARITY_BACKWARD,
+    SIMILARITY_FORWARD,
+    TOP_PROBABILITY,
+)
 
 CONTENDERS = (EAGER, REFERENCE) + (CPP,) * (ik.backends.status()["cpu"] == "loaded")
 HALF_TYPES = (
@@ -22,13 +33,17 @@ HALF_TYPES = (
     Case(DISTILLATION, "tiny", "a tiny case", (5, 7)),
     Case(HEAD_CROSS_ENTROPY, "tiny", "a tiny case", (5, 7, 33)),
     Case(HEAD_DIVERGENCE, "tiny", "a tiny case", (5, 7, 33)),
+    Case(DISTILLATION_FORWARD, "tiny", "a tiny case", (5, 7)),
+    Case(DISTILLATION_BACKWARD, "tiny", "a tiny case", (5, 7)),
+    Case(SIMILARITY_FORWARD, "tiny", "a tiny case", (5, 7)),
+    Case(CONFIDENT_FORWARD, "tiny", "a tiny case", (5, 7)),
 )
+# Its bytes are not those of its inputs: statistics are read in the forward.
+SIMILARITY_BACK = Case(SIMILARITY_BACKWARD, "tiny", "a tiny case", (5, 7))
 EXPLAINED = Case(EXPLANATIONS, "tiny", "a tiny case", (5, 7, 9))
-CASES = (*HALF_TYPES, EXPLAINED)
+CASES = (*HALF_TYPES, SIMILARITY_BACK, EXPLAINED)
 # Convolutions in a half type round as they like.
-DTYPES_OF = dict.fromkeys(HALF_TYPES, ("float32", "bfloat16", "float16")) | {
-    EXPLAINED: ("float32",)
-}
+DTYPES_OF = dict.fromkeys(CASES, ("float32", "bfloat16", "float16")) | {EXPLAINED: ("float32",)}
 TRIPLES = [
     pytest.param(case, contender, dtype, id=f"{case.operator.name}-{contender.name}-{dtype}")
     for case in CASES
@@ -88,6 +103,12 @@ def test_the_expected_loss_is_the_public_one_in_float64() -> None:
         # logits and gradient; two float32 statistics; targets; loss
         ("similarity", "float32", 2 * 35 * 4 + 2 * 35 * 4 + 40 + 4),
         ("similarity", "bfloat16", 2 * 35 * 2 + 2 * 35 * 4 + 40 + 4),
+        # logits, teacher's logits; targets; loss, or the gradient
+        ("distillation-forward", "bfloat16", 2 * 35 * 2 + 40 + 4),
+        ("distillation-backward", "bfloat16", 3 * 35 * 2 + 40),
+        # logits and two float32 statistics, or their teacher logits and the gradient
+        ("similarity-forward", "bfloat16", 35 * 2 + 2 * 35 * 4 + 40 + 4),
+        ("similarity-backward", "bfloat16", 2 * 35 * 2 + 35 * 4 + 40),
         # features 5*33 and weight 7*33, and a gradient of each; targets; loss
         ("head", "float32", 2 * (165 + 231) * 4 + 40 + 4),
         ("head-ce", "bfloat16", 2 * (165 + 231) * 2 + 40 + 4),
@@ -110,6 +131,42 @@ def test_bytes_are_those_of_all_inputs_and_outputs(case: Case, dtype: str) -> No
     result = case.operator.run(case.operator.compute, tensors)
     handed_out = case.operator.outcome(result, tensors).values()
     assert case.bytes_moved == sum(t.nbytes for t in (*tensors.values(), *handed_out))
+
+
+def test_confident_rows_are_sure_of_their_targets() -> None:
+    tensors = Case(CONFIDENT_FORWARD, "tiny", "a tiny case", (5, 700)).draw(seed=0)
+    for name in ("logits", "teacher_logits"):
+        top, where = tensors[name].softmax(1).max(1)
+        torch.testing.assert_close(top, torch.full((5,), TOP_PROBABILITY))
+        assert torch.equal(where, tensors["target"])
+
+
+@pytest.mark.skipif(ik.backends.status()["cpu"] != "loaded", reason="needs two backends")
+def test_a_backward_alone_makes_its_forward_once_for_each_backend() -> None:
+    case = Case(DISTILLATION_BACKWARD, "tiny", "a tiny case", (5, 7))
+    tensors = case.draw(seed=0)
+    compute = DISTILLATION_BACKWARD.compute
+    seen: list[str] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.namespace.startswith("introkernels"):
+                seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        for backend in ("cpu", "composite", "cpu"):
+            with ik.use_backend(backend):
+                compute(*tensors.values())
+    assert seen == [
+        "introkernels.row_loss_forward.default",
+        "introkernels.row_loss_backward.default",
+        "introkernels_composite.row_loss_forward.default",
+        "introkernels_composite.row_loss_backward.default",
+        "introkernels.row_loss_backward.default",
+    ]
 
 
 def test_a_head_costs_five_products_of_matrices() -> None:

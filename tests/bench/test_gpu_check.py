@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import gpu_check
+import gpu_environment
+import gpu_sanitize
+import gpu_suite
 import pytest
 import torch
 
@@ -19,21 +21,6 @@ from introkernels.bench.contenders import CPP
 from introkernels.bench.suites import CPU
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Data classes look their module up.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-gpu_check = script("gpu_check")
 
 
 def part(name: str, code: str, seconds: float = 30, **options: object) -> object:
@@ -60,6 +47,18 @@ def test_a_failing_part_does_not_stop_the_others(tmp_path: Path) -> None:
     assert works == gpu_check.PASSED
     assert "    the reason\n" in "\n".join(said)
     assert (tmp_path / "new/out/works.log").read_text() == "done\n"
+
+
+def test_what_the_dearest_part_said_is_shown_where_it_passed_too(tmp_path: Path) -> None:
+    said: list[str] = []
+    chosen = [
+        part("quiet", "print('unheard')"),
+        part("dear", "print(*range(100), sep='\\n')", shown=True),
+    ]
+    gpu_check.run(chosen, tmp_path, say=said.append)
+    text = "\n".join(said)
+    assert "unheard" not in text
+    assert "".join(f"    {number}\n" for number in range(100)) in text
 
 
 def test_a_part_is_ended_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
@@ -180,8 +179,11 @@ def test_the_parts_name_what_there_is(tmp_path: Path) -> None:
     chosen = gpu_check.parts(tmp_path)
     names = [each.name for each in chosen]
     assert len(set(names)) == len(names)
-    # Nine minutes, with time to end the last part.
-    assert gpu_check.TOTAL_SECONDS + 2 * gpu_check.GRACE_SECONDS <= 9 * 60
+    # What is dearest to know comes first, and what takes longest last.
+    assert names[:3] == ["build", "environment", "smoke"]
+    assert names[-1] == "sanitizer"
+    # Ten minutes, with time to start, and to end the last part.
+    assert gpu_check.TOTAL_SECONDS + 6 * gpu_check.GRACE_SECONDS <= 10 * 60
     for each in chosen:
         assert each.command[0] == sys.executable
         for argument in each.command[1:]:
@@ -193,7 +195,7 @@ def test_a_part_is_told_its_limit(tmp_path: Path) -> None:
     ask = part("asks", f"import os; print(os.environ['{gpu_check.LIMIT}'])", seconds=17)
     gpu_check.run([ask], tmp_path, say=silent)
     assert (tmp_path / "asks.log").read_text() == "17\n"
-    assert script("gpu_suite").LIMIT == gpu_check.LIMIT
+    assert gpu_suite.LIMIT == gpu_check.LIMIT
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0, 0), (0.1, 1), (9, 2), (11, 3), (100, 5)])
@@ -206,28 +208,33 @@ def test_a_case_is_begun_only_where_the_longest_so_far_fits(seconds: float, coun
             now += taken
             yield number
 
-    measured = script("gpu_suite").within(seconds, cases(), lambda: now)
+    measured = gpu_suite.within(seconds, cases(), lambda: now)
     assert list(measured) == list(range(count))
 
 
-def on_this_cpu(monkeypatch: pytest.MonkeyPatch, limit: str) -> ModuleType:
+def on_this_cpu(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     """The script that measures on a GPU, with two small cases of the CPU."""
-    suite = script("gpu_suite")
     small = [case for case in CPU.cases if case.name == "distillation/cifar100/float32"]
     again = dataclasses.replace(small[0], use="again")
     cases = (*small, again)
-    monkeypatch.setattr(suite, "GPU", dataclasses.replace(CPU, cases=cases, contenders=(CPP,)))
-    monkeypatch.setattr(suite, "SECONDS_OF_A_CASE", 0.05)
+    monkeypatch.setattr(
+        gpu_suite, "SUITE", dataclasses.replace(CPU, cases=cases, contenders=(CPP,))
+    )
+    monkeypatch.setattr(gpu_suite, "SECONDS_OF_A_CASE", 0.05)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv(suite.LIMIT, limit)
-    return suite
+    monkeypatch.setenv(gpu_suite.LIMIT, limit)
+
+
+def test_nothing_waits_for_inductor() -> None:
+    names = {contender.name for contender in gpu_suite.SUITE.contenders}
+    assert names == {"eager", "cuda", "triton"}
 
 
 def test_cases_for_which_there_is_no_time_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = on_this_cpu(monkeypatch, "25.001")
-    assert suite.main(tmp_path) == 1
+    on_this_cpu(monkeypatch, "25.001")
+    assert gpu_suite.main(tmp_path) == 1
     assert "no time was left for distillation/again/float32\n" in capsys.readouterr().out
     (results,) = tmp_path.glob("cpu-*.jsonl")
     assert {record["case"] for record in records.read(results)} == {"distillation/cifar100/float32"}
@@ -236,8 +243,8 @@ def test_cases_for_which_there_is_no_time_are_named(
 def test_where_there_is_time_all_cases_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = on_this_cpu(monkeypatch, "500")
-    assert suite.main(tmp_path) == 0
+    on_this_cpu(monkeypatch, "500")
+    assert gpu_suite.main(tmp_path) == 0
     assert "no time was left" not in capsys.readouterr().out
     (results,) = tmp_path.glob("cpu-*.jsonl")
     assert len({record["case"] for record in records.read(results)}) == 2
@@ -295,8 +302,7 @@ def test_what_a_sanitizer_says_counts_for_kernels_of_ours(
 ) -> None:
     stand_in(tmp_path, "compute-sanitizer", f'echo "tool: $2"; {watched}')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    sanitize = script("gpu_sanitize")
-    assert sanitize.main(tmp_path) == (0 if said == "nothing found" else 1)
+    assert gpu_sanitize.main(tmp_path) == (0 if said == "nothing found" else 1)
     told = capsys.readouterr().out
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"{tool}: {said}" in told
@@ -304,13 +310,48 @@ def test_what_a_sanitizer_says_counts_for_kernels_of_ours(
     assert ("row_loss_forward" in told) == ("lines about" in said)
 
 
+def test_a_machine_without_sanitizers_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_sanitize, "TOOLKIT", str(tmp_path))
+    assert gpu_sanitize.main(tmp_path) == 1
+    assert capsys.readouterr().out == "compute-sanitizer is not installed: nothing is watched\n"
+    stand_in(tmp_path, "compute-sanitizer", SUMMARY)
+    assert gpu_sanitize.main(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "environment", "said"),
+    [
+        ("gpu", {"INTROKERNELS_REQUIRE_GPU": "1"}, "sees no GPU, and INTROKERNELS_REQUIRE_GPU=1"),
+        (
+            "losses",
+            {"INTROKERNELS_TEST_DEVICE": "cuda", "INTROKERNELS_TEST_BACKENDS": "cuda"},
+            "INTROKERNELS_TEST_BACKENDS names 'cuda', which can't be used: ",
+        ),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tests_that_lack_a_gpu_say_so_once(
+    folder: str, environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{folder}")
+    tests = gpu_check.Part("tests", command, 60, environment=environment)
+    (outcome,) = gpu_check.run([tests], tmp_path, say=silent)
+    assert outcome.verdict == "failed: exit status 4"
+    (line,) = (tmp_path / "tests.log").read_text().split("\n\n")[0].strip().splitlines()
+    assert line.startswith("ERROR: ")
+    assert said in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_scripts_say_that_there_is_no_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script("gpu_suite").main(tmp_path) == 1
+    assert gpu_suite.main(tmp_path) == 1
     assert "sees no GPU: nothing is measured" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.jsonl"))
-    assert script("gpu_environment").main(tmp_path) == 1
+    assert gpu_environment.main(tmp_path) == 1
     assert "sees no GPU" in capsys.readouterr().out
     assert (tmp_path / "environment.json").exists()

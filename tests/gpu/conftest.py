@@ -22,6 +22,12 @@ REQUIRED = "INTROKERNELS_REQUIRE_GPU"
 BACKENDS = ("cuda", "triton")
 
 
+def pytest_configure() -> None:
+    """Say once, and not for each test, that there is no GPU."""
+    if os.environ.get(REQUIRED) == "1" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"torch {torch.__version__} sees no GPU, and {REQUIRED}=1")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test on each backend; what is Triton's alone on Triton."""
     only = metafunc.definition.get_closest_marker("of_triton")

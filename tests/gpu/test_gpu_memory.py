@@ -14,6 +14,7 @@ from introkernels.bench.contenders import CUDA, TRITON
 from introkernels.bench.devices import COPY, Gpu
 from introkernels.bench.model import Case, Contender, Suite
 from introkernels.bench.operators.distillation import DISTILLATION
+from introkernels.bench.operators.row_losses import DISTILLATION_BACKWARD
 from introkernels.bench.runner import Settings, run_suite
 from introkernels.ops.head.chunks import CHUNK_BYTES
 
@@ -62,6 +63,7 @@ def test_explanations_are_never_stored(dtype: torch.dtype) -> None:
 
 
 CASE = Case(DISTILLATION, "small", "a small case", (512, 1024))
+BACKWARD = Case(DISTILLATION_BACKWARD, "small", "a small case", (512, 1024))
 
 
 def held(size: int) -> Callable[..., torch.Tensor]:
@@ -96,9 +98,11 @@ def test_a_benchmark_times_the_gpu_not_the_host() -> None:
     assert Gpu(1).clock(lambda: torch.cuda._sleep(cycles), 3) > by_hand / 4
 
 
-def test_a_suite_runs_on_the_gpu(gpu_backend: str) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda-graphs"])
+@pytest.mark.parametrize("case", [CASE, BACKWARD], ids=lambda case: case.operator.name)
+def test_a_suite_runs_on_the_gpu(gpu_backend: str, case: Case, device: str) -> None:
     ours = {"cuda": CUDA, "triton": TRITON}[gpu_backend]
-    suite = Suite("gpu", (CASE,), (ours,), device="cuda")
+    suite = Suite("gpu", (case,), (ours,), device=device)
     settings = Settings(threads=1, budget=0.2, read_bytes=64 * MEGABYTE)
     (found,) = run_suite(suite, suite.cases, settings)
     by_name = {record["contender"]: record for record in found}

@@ -54,7 +54,9 @@ def under_test() -> list[str]:
         if name not in known:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} names {name!r}, known are {known}")
         if status[name] != "loaded":
-            raise ValueError(f"{ENVIRONMENT_VARIABLE} names {name!r}, which is {status[name]}")
+            raise ValueError(
+                f"{ENVIRONMENT_VARIABLE} names {name!r}, which can't be used: {status[name]}"
+            )
     if not chosen:
         raise ValueError(f"{ENVIRONMENT_VARIABLE} names no backend, known are {known}")
     return chosen

@@ -23,6 +23,16 @@ def sources() -> list[Path]:
     return sorted((*folder.glob("*.cu"), *folder.glob("*.cpp")))
 
 
+def library() -> Path:
+    """What is loaded.
+
+    Raises:
+        RuntimeError: its sources do not compile.
+    """
+    given = os.environ.get(LIBRARY_VARIABLE)
+    return Path(given) if given else emulation.build("cuda", sources(), torch_library=True)
+
+
 @functools.cache
 def serve() -> None:
     """Let backend ``"cuda"`` of this process serve CPU tensors, and no others.
@@ -31,8 +41,7 @@ def serve() -> None:
         RuntimeError: its sources do not compile.
     """
     operators = schema.define(NAMESPACE, composite)
-    library = os.environ.get(LIBRARY_VARIABLE)
-    torch.ops.load_library(library or emulation.build("cuda", sources(), torch_library=True))
+    torch.ops.load_library(library())
     register_head(NAMESPACE, "CPU")
     select.SERVING["cuda"] = select.Serving(operators, ("cpu",))
     loader.STATUS["cuda"] = loader.LOADED

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import threading
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,9 @@ from helpers.cases import distillation_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import introkernels as ik
-from introkernels.ops import choice, loader, select
+from introkernels.ops import choice, loader, schema, select
+
+ROOT = Path(__file__).resolve().parents[2]
 
 UNAVAILABLE = [name for name, status in ik.backends.status().items() if status != "loaded"]
 
@@ -85,6 +90,67 @@ def test_reason_of_a_failed_load_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(loader.STATUS, "cpu", "_cpu.so was built but can't be loaded: no symbol")
     with pytest.raises(RuntimeError, match=r"'cpu' can't be used: _cpu\.so .* no symbol"):
         ik.use_backend("cpu")
+
+
+@pytest.mark.parametrize("device", select.AUTO)
+def test_the_automatic_choice_serves_what_it_tells(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is missing is told once, to others.
+    monkeypatch.setattr(select, "_missing", {})
+    told = select.automatic(device)
+    assert list(told) == list(schema.SCHEMAS)
+    with ik.use_backend("auto"):
+        serving = select.operators(torch.device(device))
+    for name, (backend, ground) in told.items():
+        with ik.use_backend(backend):
+            assert getattr(serving, name) is getattr(select.operators(torch.device(device)), name)
+        assert ground
+
+
+GPU_STATES = {
+    ("loaded", "loaded"): ("triton", "predicted ahead of cuda from machine code, "),
+    ("loaded", "no nvcc"): ("triton", "predicted ahead of cuda from machine code, "),
+    ("not installed", "loaded"): ("cuda", "triton: not installed"),
+    ("not installed", "no nvcc"): ("composite", "triton: not installed; cuda: no nvcc"),
+}
+
+
+@pytest.mark.parametrize("states", GPU_STATES)
+def test_the_first_that_is_loaded_is_taken(
+    states: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, state in zip(("triton", "cuda"), states, strict=True):
+        monkeypatch.setitem(loader.STATUS, name, state)
+    backend, ground = GPU_STATES[states]
+    told = select.automatic("cuda")
+    assert told.pop("teacher_logits") == ("composite", "has no kernels on a GPU")
+    assert {taken for taken, _ in told.values()} == {backend}
+    assert told["row_loss_forward"][1].startswith(ground)
+    assert told["explanation_stats"][1].startswith(ground)
+
+
+def test_operators_that_share_a_state_come_from_one_backend() -> None:
+    for orders in select.AUTO.values():
+        sharing = ("row_loss_forward", "row_loss_backward", "introspective_forward", "linear")
+        assert len({orders[name].backends for name in sharing}) == 1
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [("row_loss_forward", "row_loss_backward", "introspective_forward"), ("explanation_stats",)],
+)
+def test_what_is_taken_on_a_gpu_is_what_is_predicted_to_be_ahead(kernels: tuple[str, ...]) -> None:
+    predicted = tomllib.loads((ROOT / "benchmarks/predicted.toml").read_text())["kernels"]
+    shares: dict[str, dict[tuple[Any, ...], float]] = {}
+    for case in predicted:
+        if case["kernel"] in kernels:
+            what = (case["kernel"], *case["shape"], case["dtype"])
+            shares.setdefault(case["backend"], {})[what] = case["H200"]["predicted"]
+    first, second = select.AUTO["cuda"][kernels[0]].backends
+    both = shares[first].keys() & shares[second].keys()
+    ratios = [shares[first][case] / shares[second][case] for case in both]
+    assert statistics.geometric_mean(ratios) > 1
 
 
 def test_choice_holds_until_the_next_one() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import introkernels as ik
 from introkernels import doctor
-from introkernels.ops import loader
+from introkernels.ops import loader, select
 
 HEALTHY = {"cpu": "loaded", "cuda": "no", "triton": "no"}
 
@@ -24,9 +24,26 @@ def test_report_of_this_install(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.backends.cpu.get_cpu_capability() in report
     for name, state in ik.backends.status().items():
         assert f"  {name:<22} {state}\n" in report
+    where = "cuda" if torch.cuda.device_count() else "cpu"
+    assert f"Automatic choice on {where}\n" in report
+    for name, (backend, ground) in select.automatic(where).items():
+        assert f"  {name:<22} {backend} ({ground})\n" in report
     verdict = report.splitlines()[-1]
     loaded = ik.backends.status()["cpu"] == "loaded"
     assert verdict.startswith("healthy:" if loaded else "usable, but slower:")
+
+
+def test_the_automatic_choice_has_its_ground(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "STATUS", HEALTHY | {"triton": "loaded"})
+    choices = dict(doctor.choices("cuda"))
+    assert choices["row_loss_forward"] == (
+        "triton (predicted ahead of cuda from machine code, benchmarks/predicted.toml; "
+        "not measured)"
+    )
+    assert choices["teacher_logits"] == "composite (has no kernels on a GPU)"
+    assert dict(doctor.choices("cpu"))["linear"] == "cpu (C++)"
+    monkeypatch.setattr(loader, "STATUS", HEALTHY | {"cpu": "not built: no compiler"})
+    assert dict(doctor.choices("cpu"))["linear"] == "composite (cpu: not built: no compiler)"
 
 
 def test_build_is_what_the_build_wrote(monkeypatch: pytest.MonkeyPatch) -> None:

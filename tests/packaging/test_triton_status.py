@@ -22,7 +22,7 @@ STAND_IN = "sys.path.insert(0, {folder!r})"
 
 REPORT = """
 import introkernels as ik
-from introkernels.ops.select import operators
+from introkernels.ops.select import automatic, operators
 
 def refusal():
     try:
@@ -42,6 +42,7 @@ report = {
     "imported": "triton.language" in sys.modules,
     "finite": bool(weight.grad.isfinite().all()),
     "auto": [served("cpu"), served("cuda")],
+    "told": automatic("cuda")["row_loss_forward"][0],
     "refusal": refusal(),
     "forced": None,
 }
@@ -67,6 +68,7 @@ def report_of(*before: str, **env: str) -> dict[str, object]:
     if told["status"] != "loaded":
         assert told["refusal"] == f"backend 'triton' can't be used: {told['status']}"
         assert told["auto"] == ["introkernels", "composite"]
+    assert told["told"] == ("triton" if told["status"] == "loaded" else "composite")
     return told
 
 
