@@ -70,6 +70,7 @@ def _predicted(first: str, second: str) -> Preference:
 
 
 _ROW_LOSS = _predicted("triton", "cuda")
+_HEAD = _ROW_LOSS._replace(ground="PyTorch's products around this row loss")
 
 # What `auto` takes, by the type of the device. A backward reads what its forward kept, so that
 # those of the row loss come from one backend.
@@ -81,7 +82,8 @@ AUTO = {
         "explanation_stats": _predicted("triton", "cuda"),
         "teacher_logits": Preference((), "has no kernels on a GPU"),
         "introspective_forward": _ROW_LOSS,
-        "linear": _ROW_LOSS._replace(ground="PyTorch's products around this row loss"),
+        "linear": _HEAD,
+        "linear_distillation": _HEAD,
     },
 }
 
