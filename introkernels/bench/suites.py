@@ -46,6 +46,13 @@ CPU = Suite(
         Case(HEAD, "language-128k", "language model, 128,256 tokens", (64, 128256, 512)),
         Case(HEAD_CROSS_ENTROPY, *_IMAGENET_HEAD),
         Case(HEAD_DIVERGENCE, *_IMAGENET_HEAD),
+        Case(HEAD_DIVERGENCE, "language-32k", "language model, 32,000 tokens", (512, 32000, 1024)),
+        Case(
+            HEAD_DIVERGENCE,
+            "language-32k-wide",
+            "language model, 32,000 tokens",
+            (512, 32000, 2048),
+        ),
         Case(EXPLANATIONS, *_SMALL_CNN),
     ),
     contenders=(EAGER, COMPILE, REFERENCE, CPP),
@@ -88,6 +95,7 @@ GPU = Suite(
         # In float32: other packages round logits to a half type, and would be refused for it.
         Case(HEAD_CROSS_ENTROPY, *_LANGUAGE_HEAD),
         Case(HEAD_DIVERGENCE, *_LANGUAGE_HEAD),
+        Case(HEAD_DIVERGENCE, *_LANGUAGE_HEAD, "bfloat16"),
         Case(EXPLANATIONS, *_SMALL_CNN),
     ),
     contenders=(EAGER, COMPILE, CUDA, TRITON),
@@ -116,6 +124,9 @@ _INTROSPECTIVE_CLASSES = _over_classes(
 _HEAD_CLASSES = _over_classes(
     HEAD, *((128, classes, _FEATURES) for classes in (100, 1000, 10000, 32000, 128256))
 )
+_DIVERGENCE_CLASSES = _over_classes(
+    HEAD_DIVERGENCE, *((512, classes, 1024) for classes in (1000, 10000, 32000))
+)
 
 SWEEP = Suite(
     name="sweep",
@@ -135,7 +146,7 @@ SWEEP = Suite(
 
 MEMORY = Suite(
     name="memory",
-    cases=(*_HEAD_CLASSES, *_INTROSPECTIVE_CLASSES),
+    cases=(*_HEAD_CLASSES, *_DIVERGENCE_CLASSES, *_INTROSPECTIVE_CLASSES),
     contenders=(EAGER, COMPILE, CPP),
 )
 

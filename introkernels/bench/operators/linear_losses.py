@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import introkernels as ik
-from introkernels.bench.model import Operator, Sizes, Tensors
+from introkernels.bench.model import Contender, Operator, Sizes, Tensors
 from introkernels.bench.operators.constants import INDEX_BYTES, LOSS_BYTES, TEMPERATURE
 from introkernels.bench.operators.head import draw_head
 from introkernels.bench.peers.cut_cross_entropy import CUT_CROSS_ENTROPY
@@ -60,10 +62,27 @@ def _divergence(
     teacher_features: Tensor,
     teacher_weight: Tensor,
 ) -> Tensor:
-    logits = F.linear(features.float(), weight.float())
+    teacher = ik.LinearTeacher(teacher_features, teacher_weight)
+    return ik.linear_distillation_loss(
+        features, weight, teacher, target, ce_weight=0.0, kl_weight=1.0
+    )
+
+
+def divergence_matmuls(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    teacher_features: Tensor,
+    teacher_weight: Tensor,
+) -> Tensor:
+    """The floor: the same products with a plain cross entropy in the place of the loss."""
     with torch.no_grad():
-        teacher_logits = F.linear(teacher_features.float(), teacher_weight.float())
-    return ik.distillation_loss(logits, teacher_logits, target, ce_weight=0.0, kl_weight=1.0)
+        F.linear(teacher_features, teacher_weight)
+    return F.cross_entropy(F.linear(features, weight), target)
+
+
+def _matmuls(operator: Operator) -> Callable[..., Tensor]:
+    return divergence_matmuls
 
 
 def _cross_entropy_definition(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -147,5 +166,10 @@ HEAD_DIVERGENCE = Operator(
     bytes_moved=_divergence_bytes,
     flops=_divergence_flops,
     shared=("weight", "teacher_weight"),
-    contenders=(ORDA, LIGER_DIVERGENCE, FLASH_LINEAR_ATTENTION),
+    contenders=(
+        Contender("matmuls", _matmuls, role="floor"),
+        ORDA,
+        LIGER_DIVERGENCE,
+        FLASH_LINEAR_ATTENTION,
+    ),
 )
