@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from introkernels.autograd import RowLossFunction, _apply
-from introkernels.checks import loss_keywords
 from introkernels.ops.select import operators
 from introkernels.options import Options
 
@@ -33,7 +32,7 @@ def main() -> None:
         torch.randn(8, 10),
         torch.randint(10, (8,)),
         None,
-        Options(*loss_keywords(4.0, 0.7, 0.3, 0.0, -100, "mean")),
+        Options(4.0, 0.7, 0.3, 0.0, -100, 1),
     )
     ways: dict[str, Callable[[], Any]] = {
         "Function.apply": lambda: RowLossFunction.apply(*inputs),

@@ -11,7 +11,6 @@ import torch
 from helpers import emulated_backend
 from helpers.small_calls import CASES, Count, assert_in_table, directions
 
-from introkernels.checks import loss_keywords
 from introkernels.ops import composite, select
 from introkernels.ops.head.operators import chunk_loss_of, chunked_linear
 from introkernels.options import Options
@@ -40,7 +39,7 @@ def counted(work: Callable[[], object]) -> Count:
 def of_operator() -> dict[str, Count]:
     """What each operator amounts to that is one call into the library."""
     operators = select.SERVING["cuda"].operators
-    options = Options(*loss_keywords(4.0, 0.7, 0.3, 0.0, -100, "mean"))
+    options = Options(4.0, 0.7, 0.3, 0.0, -100, 1)
     numbers = options.floats, options.ints
     logits, teacher = torch.randn(2, ROWS, CLASSES)
     target = torch.randint(CLASSES, (ROWS,))

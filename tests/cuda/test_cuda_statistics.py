@@ -303,7 +303,9 @@ def test_teacher_logits_of_the_fused_loss(
     """They have the digits of their type, counted from the statistics that they are made of."""
     rows, classes = 5, 70
     case = introspective_case(rows, classes, dtype, shape=(33,), explained=explained, ignored=1)
-    options = Options(4.0, 0.5, 0.5, 0.0, IGNORED, 0, tau, similarity)
+    options = Options(
+        4.0, 0.5, 0.5, 0.0, IGNORED, 0, similarity_temperature=tau, similarity=similarity
+    )
     index, target = case.keywords["class_index"], case["target"]
     operators = getattr(torch.ops, emulated_backend.NAMESPACE)
     *_, made = operators.introspective_forward(
