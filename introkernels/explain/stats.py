@@ -65,13 +65,14 @@ def class_explanation_stats(
         model: a module that maps its inputs to logits ``[B, C]``.
         inputs: ``[B, *S]``, or a tuple of the model's positional arguments. Of a tuple all floating
             tensors with B rows are explained, as one long vector; the rest is passed on.
-        target: ``[B]`` int64.
+        target: ``[B]`` int64; or class probabilities ``y`` ``[B, C]`` (mixup, cutmix), whose
+            explanation ``E_y`` is that of ``sum_k y_k z_k``, and no class's.
         method: how the statistics are found, beside the training forward:
 
             ``"exact"``: one vector-Jacobian product for the target and one for each class.
             ``"projection"``: one of these and one Jacobian-vector product, however many classes:
-            exact ``dots``. In place of each class's ``sq_norms`` stands the target's, which is all
-            that ``similarity="projection"`` looks at.
+            exact ``dots``. In place of each class's ``sq_norms`` stands ``<E_y, E_y>``, which is
+            all that ``similarity="projection"`` looks at.
             ``"sketch"``: one vector-Jacobian product and ``1 + probes`` Jacobian-vector products:
             exact ``dots``, and unbiased estimates of ``sq_norms``.
             ``"head"``: nothing more, as it explains the features that the last ``nn.Linear`` gets,
@@ -87,7 +88,8 @@ def class_explanation_stats(
             By default 1 on the CPU and 8 elsewhere. More than 1 needs operators that can be
             batched over cotangents (``is_grads_batched`` of ``torch.autograd.grad``).
         top_k: explain only each row's target and the ``top_k`` other classes with the highest
-            logits, from 1 to C - 1. The default explains all C classes.
+            logits, from 1 to C - 1. The default explains all C classes, as it has to where
+            ``target`` holds class probabilities.
         center: explain ``z_c - mean_k z_k``, the mean over the classes explained.
         mode: the state of the model that is explained. ``"eval"``: running statistics in
             BatchNorm, no dropout, so that each row's explanation is its own. If any module is in
@@ -107,7 +109,7 @@ def class_explanation_stats(
         generator: of the random numbers of ``"sketch"`` and of SmoothGrad, on the device of the
             inputs. By default one of the package's own, which starts from the seed that
             ``torch.manual_seed`` set, so that the random numbers of the training stay as they are.
-        ignore_index: rows with this target get zeros.
+        ignore_index: rows with this target get zeros; no row of class probabilities is ignored.
 
     Returns:
         Logits ``[B, C]`` of the model in the state it is in, with the graph for training (none
@@ -128,10 +130,10 @@ def class_explanation_stats(
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for wrong shapes or values; for a model that doesn't return ``[B, C]``, has
-            uninitialized lazy parameters, has no Linear layer for ``"head"``, or mixes the rows of
-            a batch where ``"projection"`` or ``"sketch"`` is asked for (not noticed on a GPU unless
-            ``INTROKERNELS_CHECK=1``, but for BatchNorm).
+        ValueError: for wrong shapes or values; for ``top_k`` with class probabilities; for a model
+            that doesn't return ``[B, C]``, has uninitialized lazy parameters, has no Linear layer
+            for ``"head"``, or mixes the rows of a batch where ``"projection"`` or ``"sketch"`` is
+            asked for (not noticed on a GPU unless ``INTROKERNELS_CHECK=1``, but for BatchNorm).
         IndexError: for a target outside ``[0, C)`` that is not ``ignore_index``. On a GPU such a
             row gets NaN, unless ``INTROKERNELS_CHECK=1``.
     """
@@ -141,7 +143,14 @@ def class_explanation_stats(
     checks.choice("mode", mode, MODES)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     first = _first_tensor(arguments, needs_floating=method != "head" and at is None)
-    checks.target_of_rows(target, "inputs", first)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        checks.probabilities_of_rows(target, "inputs", first)
+        if top_k is not None:
+            raise ValueError(
+                f"top_k must be None where target holds class probabilities, got {top_k!r}"
+            )
+    else:
+        checks.target_of_rows(target, "inputs", first)
     explained_by = explainer_of(explainer)
     draws = method == "sketch" or (method != "head" and not explained_by.is_local)
     request = Request(
