@@ -332,6 +332,18 @@ def target_of_rows(target: object, owner_name: str, owner: Tensor) -> None:
     same_device(owner_name, owner, "target", target)
 
 
+def probabilities_of_rows(target: Tensor, owner_name: str, owner: Tensor) -> None:
+    """Check that class probabilities are ``[B, C]`` with the rows and the device of ``owner``."""
+    floating_tensor("target", target)
+    rows = owner.shape[0]
+    if target.dim() != 2 or target.shape[0] != rows:
+        raise ValueError(
+            f"target must have shape [{rows}, C] where it holds class probabilities of the rows of "
+            f"{owner_name}, got {describe(target)}; class indices are int64 [{rows}]"
+        )
+    same_device(owner_name, owner, "target", target)
+
+
 def rows_of(owner_name: str, owner: Tensor, name: str, other: Tensor) -> None:
     """Raise ValueError unless ``other`` has as many rows as ``owner``."""
     if other.shape[0] != owner.shape[0]:

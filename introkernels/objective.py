@@ -13,11 +13,25 @@ from introkernels.bank import SimilarityBank
 from introkernels.explain import policy
 from introkernels.explain.explainers import Explainer, explainer_of
 from introkernels.explain.jvp import JVPS, Jvp
-from introkernels.explain.stats import METHODS, MODES, Method, Mode, class_explanation_stats
+from introkernels.explain.stats import (
+    METHODS,
+    MODES,
+    Method,
+    Mode,
+    check_explained,
+    class_explanation_stats,
+)
 from introkernels.functional import distillation_loss
 from introkernels.generators import ResumableGenerator
 from introkernels.modules import SimilarityLoss
-from introkernels.types import ExplanationStats, LabelMode, LossParts, Reduction, Similarity
+from introkernels.types import (
+    Divergence,
+    ExplanationStats,
+    LabelMode,
+    LossParts,
+    Reduction,
+    Similarity,
+)
 
 # The keywords of a loss that tell how similarities become soft labels.
 LABEL_KEYWORDS = ("similarity_temperature", "similarity", "label_mode", "non_target_mass")
@@ -30,9 +44,9 @@ class IntrospectiveObjective(nn.Module):
     >>> loss = objective(images, labels)
     >>> loss.backward()
 
-    The model is not part of this module: ``parameters()``, ``to``, ``train`` and the like don't
-    reach it. ``state_dict`` holds the number of steps, the similarity bank and the state of the
-    random numbers, so that training goes on from it as if it had not stopped.
+    The model is not part of this module, nor is ``explained``: ``parameters()``, ``to``, ``train``
+    and the like don't reach them. ``state_dict`` holds the number of steps, the similarity bank and
+    the state of the random numbers, so that training goes on from it as if it had not stopped.
 
     ``IntrospectiveObjective(torch.compile(model))`` has a compiled training forward. The objective
     itself can't be compiled: in a compiled function it breaks the graph and runs outside of it, and
@@ -43,6 +57,10 @@ class IntrospectiveObjective(nn.Module):
 
     Args:
         model: maps its inputs to logits ``[B, C]``.
+        explained: another network of the same inputs and classes, such as an average of the
+            model's weights or the generation before, whose explanations make the soft labels, so
+            that these don't feed on themselves. It runs in eval mode, without gradients, and stays
+            as it was; its logits are not used. By default the model explains itself.
         method: how the model is explained. The default costs as much for 1000 classes as for 10;
             see `introkernels.explain.class_explanation_stats`, which also explains ``explainer``,
             ``at``, ``probes``, ``chunk``, ``top_k``, ``mode``, ``jvp``, ``generator`` and
@@ -57,12 +75,13 @@ class IntrospectiveObjective(nn.Module):
             DistributedDataParallel all processes update one and the same.
         similarity: ``"cosine"``, or ``"projection"``, which is the default (and the only one) of
             ``method="projection"``.
-        temperature, similarity_temperature, ce_weight, kl_weight, label_mode, non_target_mass,
-            weight, ignore_index, label_smoothing, reduction, return_parts: keywords of
-            `introkernels.SimilarityLoss`, which is the attribute ``loss``.
+        temperature, similarity_temperature, ce_weight, kl_weight, divergence, beta, label_mode,
+            non_target_mass, weight, ignore_index, label_smoothing, reduction, return_parts:
+            keywords of `introkernels.SimilarityLoss`, which is the attribute ``loss``.
 
     Attributes:
         model: the model.
+        explained: the network whose explanations make the soft labels.
         loss: the `SimilarityLoss`; its keywords may be changed between steps.
         step: steps done.
         logits: ``[B, C]``, detached, of the last call; None before.
@@ -75,6 +94,7 @@ class IntrospectiveObjective(nn.Module):
         self,
         model: nn.Module,
         *,
+        explained: nn.Module | None = None,
         method: Method = "sketch",
         explainer: str | Explainer = "gradient_x_input",
         at: str | None = None,
@@ -91,6 +111,8 @@ class IntrospectiveObjective(nn.Module):
         similarity_temperature: float = 1.0,
         ce_weight: float = 0.7,
         kl_weight: float = 0.3,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
         similarity: Similarity | None = None,
         label_mode: LabelMode = "softmax",
         non_target_mass: float = 0.1,
@@ -106,6 +128,7 @@ class IntrospectiveObjective(nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {checks.describe(model)}")
         checks.choice("method", method, METHODS)
         checks.choice("mode", mode, MODES)
+        check_explained(explained, mode)
         checks.choice("jvp", jvp, JVPS)
         checks.flag("center", center)
         if similarity is None:
@@ -117,9 +140,10 @@ class IntrospectiveObjective(nn.Module):
             )
         if bank_momentum is not None and checks.non_negative("bank_momentum", bank_momentum) >= 1:
             raise ValueError(f"bank_momentum must be in [0, 1) or None, got {bank_momentum!r}")
-        # In a tuple, so that the model's parameters are not this module's.
+        # In a tuple and a dict, so that their parameters are not this module's.
         self._model = (model,)
         self._explanation: dict[str, Any] = {
+            "explained": explained,
             "method": method,
             "explainer": explainer_of(explainer),
             "at": at,
@@ -140,6 +164,8 @@ class IntrospectiveObjective(nn.Module):
             similarity_temperature=similarity_temperature,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
+            divergence=divergence,
+            beta=beta,
             similarity=similarity,
             label_mode=label_mode,
             non_target_mass=non_target_mass,
@@ -159,18 +185,36 @@ class IntrospectiveObjective(nn.Module):
         return self._model[0]
 
     @property
+    def explained(self) -> nn.Module:
+        """The network whose explanations make the soft labels: the model, or another one."""
+        explained: nn.Module | None = self._explanation["explained"]
+        return self.model if explained is None else explained
+
+    @property
     def bank(self) -> Tensor | None:
         """Similarities ``[C, C]``, row = true class; None without a bank, or if it is empty."""
         return None if self._bank is None else self._bank.matrix
 
     @policy.untraced
-    def forward(self, inputs: Tensor | tuple[Any, ...], target: Tensor) -> Tensor | LossParts:
+    def forward(
+        self,
+        inputs: Tensor | tuple[Any, ...],
+        target: Tensor,
+        *,
+        row_weight: Tensor | None = None,
+    ) -> Tensor | LossParts:
         """The loss of a batch.
 
         Args:
             inputs: ``[B, *S]``, or a tuple of the model's arguments.
-            target: ``[B]`` int64.
+            target: ``[B]`` int64; or class probabilities ``[B, C]`` (mixup, cutmix), which go with
+                ``label_mode="softmax"``, without a bank, whose similarities are by class, and
+                without ``top_k``.
+            row_weight: ``[B]``, multiplies each row's loss; means divide by its sum. A bank takes
+                in all rows alike.
         """
+        self._check_target(target)
+        checks.row_weight(row_weight, target.shape[:1], target)
         counts = torch.is_grad_enabled()
         share = 1.0 if self.warmup_steps == 0 else min(1.0, self.step / self.warmup_steps)
         kl_weight = share * checks.non_negative("kl_weight", self.loss.kl_weight)
@@ -202,10 +246,29 @@ class IntrospectiveObjective(nn.Module):
             # Without soft labels the model is its own teacher, from which nothing diverges.
             teacher, kl_weight = self.logits, 0.0
         result: Tensor | LossParts = distillation_loss(
-            logits, teacher, target, **{**keywords, "kl_weight": kl_weight}
+            logits,
+            teacher,
+            target,
+            row_weight=row_weight,
+            **{**keywords, "kl_weight": kl_weight},
         )
         self.step += counts
         return result
+
+    def _check_target(self, target: object) -> None:
+        """Refuse what no step could do, though this one may explain nothing."""
+        if not isinstance(target, Tensor) or not target.is_floating_point():
+            checks.int64_tensor("target", target)
+            return
+        checks.label_mode_of(target, self.loss.label_mode)
+        for name, value in (
+            ("bank_momentum", None if self._bank is None else self._bank.momentum),
+            ("top_k", self._explanation["top_k"]),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{name} must be None where target holds class probabilities, got {value!r}"
+                )
 
     def _explained(
         self, inputs: Tensor | tuple[Any, ...], target: Tensor, counts: bool, matters: bool
@@ -224,7 +287,6 @@ class IntrospectiveObjective(nn.Module):
             logits = self.model(*arguments)
             checks.logits_and_target(logits, target)
             return logits, None
-        checks.int64_tensor("target", target)
         generator = self._generator.on(target.device)
         logits, stats = class_explanation_stats(
             self.model,

@@ -1,4 +1,4 @@
-"""Which classes of a row are explained, and the statistics of their explanations."""
+"""Which classes of a row are explained, next to what, and the statistics of that."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from introkernels.types import ExplanationStats
 
 @dataclass(frozen=True)
 class ExplainedClasses:
-    """The classes to explain.
+    """The classes to explain, and the target whose explanation is the measure of theirs.
 
     Attributes:
         index: ``[B, K]`` int64, the classes of each row.
         chosen: whether they were chosen row by row, the target first; else they are all classes.
-        target: ``[B]``, the row's target, or class 0 where it has none.
+        target: ``[B]``, the row's target, or class 0 where it has none; or ``[B, C]``, a mixture
+            of all classes by their probabilities.
         live: ``[B]``, False in ignored rows.
         known: ``[B]``, False where the target is no class.
     """
@@ -34,16 +35,30 @@ class ExplainedClasses:
     known: Tensor
 
     @property
-    def target_position(self) -> Tensor:
-        """``[B]``, the column of ``index`` in which the target stands."""
-        return torch.zeros_like(self.target) if self.chosen else self.target
+    def target_is_mixed(self) -> bool:
+        """Whether the target is a mixture, and so no class's column is its own."""
+        return self.target.is_floating_point()
+
+    def of_target(self, values: Tensor) -> Tensor:
+        """The target's ``[B]`` of the classes' ``[B, K]``, numbers linear in the explanation."""
+        if self.target_is_mixed:
+            return (self.target.to(values.dtype) * values).sum(1)
+        return values[:, 0] if self.chosen else values.gather(1, self.target[:, None])[:, 0]
 
 
 def explained_classes(
     logits: Tensor, target: Tensor, top_k: int | None, ignore_index: int
 ) -> ExplainedClasses:
-    """All classes, or each row's target and its ``top_k`` other classes of highest logits."""
+    """All classes, or each row's target and its ``top_k`` other classes of highest logits.
+
+    A target ``[B, C]`` of class probabilities goes with all classes.
+    """
     rows, num_classes = logits.shape
+    every = torch.arange(num_classes, device=target.device).expand(rows, num_classes)
+    if target.is_floating_point():
+        checks.class_probabilities(target, logits)
+        all_rows = torch.ones(rows, dtype=torch.bool, device=target.device)
+        return ExplainedClasses(every, False, target, all_rows, all_rows)
     if top_k is not None and not 1 <= top_k < num_classes:
         raise ValueError(
             f"top_k must be in [1, {num_classes - 1}], the number of classes other than the "
@@ -54,7 +69,7 @@ def explained_classes(
     known = (target >= 0) & (target < num_classes)
     target = torch.where(live & known, target, 0)
     if top_k is None:
-        index = torch.arange(num_classes, device=target.device).expand(rows, num_classes)
+        index = every
     else:
         # The other classes by name: with the target merely masked to -inf it could come back
         # among classes whose own logit is -inf.
@@ -74,7 +89,8 @@ def statistics(
     """Statistics of the explanations ``gradient * factor``, a few classes at a time.
 
     Args:
-        target_gradient: of the target's logit, ``[B, *S]`` for each explained tensor.
+        target_gradient: of the target's logit, or of the mixture of logits, ``[B, *S]`` for each
+            explained tensor.
         gradients: tensors ``[n, B, *S]`` for each explained tensor, which together hold the columns
             of ``classes.index`` in order, without the target's if ``classes.chosen``.
         factor: ``[B, *S]`` for each explained tensor, or None for 1.
@@ -108,11 +124,13 @@ def finished(
     """Statistics ``[B, K]`` in which target and ignored rows have their values by definition.
 
     The target's two numbers are one and the same, so that its similarity to itself is 1 to the
-    last bit. Ignored rows are zero; dots with a target that is no class are NaN.
+    last bit; a mixture is no class, and has none. Ignored rows are zero; dots with a target that
+    is no class are NaN.
     """
-    is_target = classes.index == classes.target[:, None]
-    dots = torch.where(is_target, target_sq_norm[:, None], dots)
-    sq_norms = torch.where(is_target, target_sq_norm[:, None], sq_norms)
+    if not classes.target_is_mixed:
+        is_target = classes.index == classes.target[:, None]
+        dots = torch.where(is_target, target_sq_norm[:, None], dots)
+        sq_norms = torch.where(is_target, target_sq_norm[:, None], sq_norms)
     dots = torch.where(classes.known[:, None], dots, float("nan"))
     live = classes.live[:, None]
     return ExplanationStats(

@@ -132,6 +132,7 @@ def compare_methods(
     for method in methods:
         checks.choice("methods", method, METHODS)
     checks.positive_integer("repeats", repeats)
+    checks.int64_tensor("target", target)
     names: list[Method] = list(dict.fromkeys(("exact", *methods)))
 
     plain = policy.without_wrapper(model)

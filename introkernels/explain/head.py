@@ -54,7 +54,8 @@ def _all_classes(
     if center:
         weight = weight - weight.mean(0)
     squares = factor.square()
-    target_weight = weight[classes.target]
+    mixed = classes.target_is_mixed
+    target_weight = classes.target.to(weight.dtype) @ weight if mixed else weight[classes.target]
     return finished(
         (squares * target_weight) @ weight.t(),
         squares @ weight.square().t(),

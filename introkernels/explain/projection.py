@@ -2,7 +2,7 @@
 
 With ``E_c = g_c * f``, where ``f`` is the explainer's factor and ``J`` the Jacobian of the logits,
 the tangent ``f * E_y`` gives ``(J (f * E_y))_c = <g_c, f * E_y> = <E_c, E_y>`` for all classes at
-once.
+once. ``E_y`` may be that of a mixture of classes.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def _check(dots: Tensor, target_sq_norm: Tensor, classes: ExplainedClasses) -> N
     """The target's explanation was found in two ways: do they agree?"""
     if not checks.values_are_readable(dots):
         return
-    position = classes.target_position[:, None]
-    difference = (dots.gather(1, position)[:, 0] - target_sq_norm).abs()
+    difference = (classes.of_target(dots) - target_sq_norm).abs()
     # NaN, as in a row of NaN inputs, is no disagreement. One row among thousands is off by as much
     # from rounding alone where the model computes in half precision; all together are not.
     counted = classes.live & classes.known & ~difference.isnan()

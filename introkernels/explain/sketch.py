@@ -5,7 +5,8 @@ The explanation of a class is split into its part along the target's and a resid
 ``sq_norms_c = dots_c^2 / sq_norms_y + |R_c|^2``. Only the residual is estimated. A tangent of
 random signs ``r`` gives ``S_c = <E_c, r>`` for all classes at once, and
 ``(S_c - a_c S_y)^2 = <R_c, r>^2`` has the mean ``|R_c|^2``. The estimate is unbiased, exact where
-explanations are collinear, and never makes a cosine larger than 1.
+explanations are collinear, and never makes a cosine larger than 1. Where the target is a mixture
+of classes, ``E_y`` and ``S_y`` are its sums.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ def sketch(
     known = projections(network, trace, classes, request)
     own = known.target_sq_norm[:, None]
     along = torch.where(own > 0, known.dots / own, 0)
-    position = classes.target_position[:, None]
     residual = torch.zeros_like(known.dots)
     for _ in range(request.probes):
         signs = tuple(random_signs(value, request.generator) for value in trace.values)
         probed = known.explained(signs)
-        residual += (probed - along * probed.gather(1, position)).square() / request.probes
+        residual += (probed - along * classes.of_target(probed)[:, None]).square() / request.probes
     sq_norms = along * known.dots + residual
     return finished(known.dots, sq_norms, known.target_sq_norm, classes)

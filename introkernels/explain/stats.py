@@ -40,6 +40,7 @@ def class_explanation_stats(
     inputs: Tensor | tuple[Any, ...],
     target: Tensor,
     *,
+    explained: nn.Module | None = None,
     method: Method = "exact",
     explainer: str | Explainer = "gradient_x_input",
     at: str | None = None,
@@ -65,13 +66,18 @@ def class_explanation_stats(
         model: a module that maps its inputs to logits ``[B, C]``.
         inputs: ``[B, *S]``, or a tuple of the model's positional arguments. Of a tuple all floating
             tensors with B rows are explained, as one long vector; the rest is passed on.
-        target: ``[B]`` int64.
+        target: ``[B]`` int64; or class probabilities ``y`` ``[B, C]`` (mixup, cutmix), whose
+            explanation ``E_y`` is that of ``sum_k y_k z_k``, and no class's.
+        explained: another module of the same inputs and classes, whose explanations are taken
+            instead of the model's own. It runs in eval mode beside the training forward and stays
+            as it was; no gradient flows to it, and its logits are not used. ``at``, ``mode`` and
+            ``jvp`` are about it.
         method: how the statistics are found, beside the training forward:
 
             ``"exact"``: one vector-Jacobian product for the target and one for each class.
             ``"projection"``: one of these and one Jacobian-vector product, however many classes:
-            exact ``dots``. In place of each class's ``sq_norms`` stands the target's, which is all
-            that ``similarity="projection"`` looks at.
+            exact ``dots``. In place of each class's ``sq_norms`` stands ``<E_y, E_y>``, which is
+            all that ``similarity="projection"`` looks at.
             ``"sketch"``: one vector-Jacobian product and ``1 + probes`` Jacobian-vector products:
             exact ``dots``, and unbiased estimates of ``sq_norms``.
             ``"head"``: nothing more, as it explains the features that the last ``nn.Linear`` gets,
@@ -87,7 +93,8 @@ def class_explanation_stats(
             By default 1 on the CPU and 8 elsewhere. More than 1 needs operators that can be
             batched over cotangents (``is_grads_batched`` of ``torch.autograd.grad``).
         top_k: explain only each row's target and the ``top_k`` other classes with the highest
-            logits, from 1 to C - 1. The default explains all C classes.
+            logits, from 1 to C - 1. The default explains all C classes, as it has to where
+            ``target`` holds class probabilities.
         center: explain ``z_c - mean_k z_k``, the mean over the classes explained.
         mode: the state of the model that is explained. ``"eval"``: running statistics in
             BatchNorm, no dropout, so that each row's explanation is its own. If any module is in
@@ -98,7 +105,7 @@ def class_explanation_stats(
             gradient is then that of the logits summed over the batch's rows, and depends on the
             other rows (with ``top_k``, of each row's own k-th class); only ``"exact"`` and
             ``"head"`` can do that. ``"auto"``: ``"train"`` for ``"head"``, whose features are the
-            training's own, else ``"eval"``.
+            training's own, else ``"eval"``; with ``explained`` there is no other.
         jvp: how Jacobian-vector products are made. ``"forward"``: dual numbers, about two forward
             passes each. ``"double_backward"``: exact too, for models without forward-mode
             derivatives. ``"finite_difference"``: two forward passes each, good to two or three
@@ -107,7 +114,7 @@ def class_explanation_stats(
         generator: of the random numbers of ``"sketch"`` and of SmoothGrad, on the device of the
             inputs. By default one of the package's own, which starts from the seed that
             ``torch.manual_seed`` set, so that the random numbers of the training stay as they are.
-        ignore_index: rows with this target get zeros.
+        ignore_index: rows with this target get zeros; no row of class probabilities is ignored.
 
     Returns:
         Logits ``[B, C]`` of the model in the state it is in, with the graph for training (none
@@ -128,10 +135,11 @@ def class_explanation_stats(
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
-        ValueError: for wrong shapes or values; for a model that doesn't return ``[B, C]``, has
-            uninitialized lazy parameters, has no Linear layer for ``"head"``, or mixes the rows of
-            a batch where ``"projection"`` or ``"sketch"`` is asked for (not noticed on a GPU unless
-            ``INTROKERNELS_CHECK=1``, but for BatchNorm).
+        ValueError: for wrong shapes or values; for ``top_k`` with class probabilities; for
+            ``mode="train"`` with ``explained``, or classes that are not the model's; for a model
+            that doesn't return ``[B, C]``, has uninitialized lazy parameters, has no Linear layer
+            for ``"head"``, or mixes the rows of a batch where ``"projection"`` or ``"sketch"`` is
+            asked for (not noticed on a GPU unless ``INTROKERNELS_CHECK=1``, but for BatchNorm).
         IndexError: for a target outside ``[0, C)`` that is not ``ignore_index``. On a GPU such a
             row gets NaN, unless ``INTROKERNELS_CHECK=1``.
     """
@@ -139,9 +147,17 @@ def class_explanation_stats(
         raise TypeError(f"model must be a torch.nn.Module, got {checks.describe(model)}")
     checks.choice("method", method, METHODS)
     checks.choice("mode", mode, MODES)
+    check_explained(explained, mode)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     first = _first_tensor(arguments, needs_floating=method != "head" and at is None)
-    checks.target_of_rows(target, "inputs", first)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        checks.probabilities_of_rows(target, "inputs", first)
+        if top_k is not None:
+            raise ValueError(
+                f"top_k must be None where target holds class probabilities, got {top_k!r}"
+            )
+    else:
+        checks.target_of_rows(target, "inputs", first)
     explained_by = explainer_of(explainer)
     draws = method == "sketch" or (method != "head" and not explained_by.is_local)
     request = Request(
@@ -158,35 +174,61 @@ def class_explanation_stats(
     )
     if method == "head" and at is not None:
         raise ValueError(f"at must be None with method='head', which explains at it, got {at!r}")
-    policy.reject_lazy(model)
+    explains_itself = explained is None
+    explained = model if explained is None else explained
+    policy.reject_lazy(explained)
 
     if mode == "auto":
-        mode = "train" if method == "head" else "eval"
-    mixer = policy.row_mixer(model, mode) if method in ("projection", "sketch") else None
+        mode = "train" if method == "head" and explains_itself else "eval"
+    mixer = policy.row_mixer(explained, mode) if method in ("projection", "sketch") else None
     if mixer is not None:
         raise ValueError(
             f"method={method!r} explains each row by itself, but {mixer} computes with the "
             "statistics of the batch: use mode='eval' and running statistics, or method='exact'"
         )
     rows = first.shape[0]
-    if mode == "train" or not any(module.training for module in model.modules()):
+    in_training_state = mode == "train" or not any(m.training for m in model.modules())
+    if explains_itself and in_training_state:
         if method == "head":
             with policy.uncompiled():
                 return head(model, arguments, rows, request)
         if request.explainer.is_local:
             return _explained(model, arguments, rows, method, request, is_training=True)
     # The explanation pass comes first: its graph is gone before the training forward builds one.
-    explained = policy.without_wrapper(model)
+    explained = policy.without_wrapper(explained)
     with ExitStack() as stack:
         stack.enter_context(policy.uncompiled())
         if mode == "eval":
             stack.enter_context(policy.evaluation_mode(explained, arguments))
         if method == "head":
             with torch.no_grad():
-                _, stats = head(explained, policy.copied_inputs(arguments), rows, request)
+                own_logits, stats = head(explained, policy.copied_inputs(arguments), rows, request)
         else:
-            _, stats = _explained(explained, arguments, rows, method, request, is_training=False)
-    return logits_of(model(*arguments), rows), stats
+            own_logits, stats = _explained(
+                explained, arguments, rows, method, request, is_training=False
+            )
+    logits = logits_of(model(*arguments), rows)
+    if logits.shape[1] != own_logits.shape[1]:
+        raise ValueError(
+            f"explained must score the model's {logits.shape[1]} classes, got logits "
+            f"{checks.describe(own_logits)}"
+        )
+    return logits, stats
+
+
+def check_explained(explained: object, mode: Mode) -> None:
+    """Check another module to explain, if there is one, and the state it is asked to be in."""
+    if explained is None:
+        return
+    if not isinstance(explained, nn.Module):
+        raise TypeError(
+            f"explained must be a torch.nn.Module or None, got {checks.describe(explained)}"
+        )
+    if mode == "train":
+        raise ValueError(
+            "mode must be 'auto' or 'eval' where another module is explained, which is not "
+            f"trained, got {mode!r}"
+        )
 
 
 def _explained(

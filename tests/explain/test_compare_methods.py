@@ -118,12 +118,14 @@ def test_what_exact_refuses_is_an_error() -> None:
         ({"methods": ["exact", "lime"]}, ValueError, "methods must be .*'exact', .* got 'lime'"),
         ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
         ({"repeats": 2.0}, TypeError, r"repeats must be an int, got 2\.0"),
+        ({"target": torch.ones(6, CLASSES)}, TypeError, "target must be int64, got float32"),
     ],
 )
 def test_bad_calls(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     inputs, target = images()
+    arguments = {"model": cnn(), "inputs": inputs, "target": target, **changes}
     with pytest.raises(error, match=message):
-        compare_methods(cnn(), inputs, target, **changes)
+        compare_methods(**arguments)
 
 
 @pytest.mark.parametrize("training", [False, True])

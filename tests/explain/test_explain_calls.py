@@ -39,7 +39,12 @@ def call(**changes: Any) -> None:
         ),
         ({"inputs": torch.ones(6, 2, dtype=torch.complex64)}, TypeError, "got complex64"),
         ({"inputs": torch.tensor(1.0)}, ValueError, r"inputs must have shape \[B, \*S\]"),
-        ({"target": torch.zeros(6)}, TypeError, r"target must be int64, got float32\[6\]"),
+        ({"target": torch.zeros(6) > 0}, TypeError, r"target must be int64, got bool\[6\]"),
+        (
+            {"target": torch.zeros(6)},
+            ValueError,
+            r"target must have shape \[6, C\] .* got float32\[6\].*indices are int64 \[6\]",
+        ),
         ({"target": [0] * 6}, TypeError, r"target must be a torch\.Tensor"),
         (
             {"target": torch.zeros(5, dtype=torch.int64)},

@@ -54,6 +54,8 @@ CALLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"method": "sketch", "explainer": "gradient", "at": "4"}, {"label_smoothing": 0.1}),
     ({"method": "sketch", "explainer": "smoothgrad"}, {"non_target_mass": 0.3, "ce_weight": 0.2}),
     ({"method": "head"}, {"reduction": "sum", "similarity_temperature": 0.5}),
+    ({"method": "exact"}, {"divergence": "reverse_kl"}),
+    ({"method": "sketch", "center": True}, {"divergence": "js", "beta": 0.2}),
 ]
 
 
@@ -89,6 +91,86 @@ def test_is_the_similarity_loss_of_the_explanation_statistics(
     assert not objective.logits.requires_grad
     assert objective.step == 1
     assert objective.bank is None
+
+
+def mixed(target: Tensor) -> Tensor:
+    """Mixup of each row's class with another row's."""
+    classes = F.one_hot(target, CLASSES).double()
+    return 0.7 * classes + 0.3 * classes.roll(1, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("center", "loss"),
+    [
+        (False, {}),
+        (True, {"label_smoothing": 0.1, "reduction": "sum"}),
+        (False, {"divergence": "js", "similarity_temperature": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mixed_targets(method: Any, center: bool, loss: dict[str, Any], weighted: bool) -> None:
+    inputs, target = images()
+    probabilities = mixed(target)
+    model = cnn()
+    model[3].p = 0.0
+    reference = copy.deepcopy(model)
+    keywords: dict[str, Any] = {"method": method, "center": center}
+    logits, stats = class_explanation_stats(
+        reference, inputs, probabilities, generator=seeded(), **keywords
+    )
+    row_weight = torch.linspace(0, 2, len(target), dtype=torch.float64) if weighted else None
+    objective = ik.IntrospectiveObjective(model, generator=seeded(), **keywords, **loss)
+    expected = ik.similarity_loss(
+        logits,
+        probabilities,
+        stats,
+        similarity=objective.loss.similarity,
+        row_weight=row_weight,
+        **loss,
+    )
+    expected.backward()
+    found = objective(inputs, probabilities, row_weight=row_weight)
+    found.backward()
+    assert found.equal(expected)
+    for got, wanted in zip(model.parameters(), reference.parameters(), strict=True):
+        assert got.grad is not None
+        assert got.grad.equal(wanted.grad)
+
+
+def test_mixed_targets_between_explained_steps() -> None:
+    (inputs, target), (more, others) = batches(2)
+    model = cnn().eval()
+    objective = ik.IntrospectiveObjective(model, method="exact", every=2)
+    objective(inputs, mixed(target))
+    torch.testing.assert_close(
+        objective(more, mixed(others)), 0.7 * F.cross_entropy(model(more), mixed(others))
+    )
+    assert objective.step == 2
+
+
+def test_weights_of_rows() -> None:
+    """With classes for targets, in explained steps, between them, and with a bank."""
+    inputs, target = images()
+    target[1] = -100
+    row_weight = torch.linspace(0, 2, len(target), dtype=torch.float64)
+    model = cnn().eval()
+    logits, stats = class_explanation_stats(model, inputs, target)
+    explained = ik.similarity_loss(logits, target, stats, row_weight=row_weight)
+    objective = ik.IntrospectiveObjective(model, method="exact", every=2)
+    assert objective(inputs, target, row_weight=row_weight).equal(explained)
+    live = target != -100
+    ce = F.cross_entropy(logits, target, reduction="none") * row_weight
+    torch.testing.assert_close(
+        objective(inputs, target, row_weight=row_weight),
+        0.7 * ce.sum() / row_weight[live].sum(),
+    )
+    plain, weighted = (
+        ik.IntrospectiveObjective(model, method="exact", bank_momentum=0.5) for _ in range(2)
+    )
+    assert not plain(inputs, target).equal(weighted(inputs, target, row_weight=row_weight))
+    assert plain.bank is not None
+    assert plain.bank.equal(weighted.bank)
 
 
 def test_the_default_is_the_sketch_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +446,8 @@ def test_autocast(method: Any) -> None:
         ),
         ({"similarity": "angle"}, ValueError, "similarity must be one of 'cosine'"),
         ({"temperature": 0}, ValueError, "temperature must be"),
+        ({"divergence": "kl"}, ValueError, "divergence must be one of 'forward_kl'"),
+        ({"beta": 1}, ValueError, r"beta must be in \(0, 1\), got 1"),
         ({"reduction": "median"}, ValueError, "reduction must be"),
         ({"weight": [1.0]}, TypeError, "weight must be a torch"),
     ],
@@ -386,3 +470,70 @@ def test_bad_calls_count_no_step() -> None:
     with pytest.raises(ValueError, match=r"target must have shape \[6\].* got int64\[5\]"):
         objective(inputs, target[:5])
     assert objective.step == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"bank_momentum": 0.5},
+            "bank_momentum must be None where target holds class probabilities, got 0.5",
+        ),
+        ({"top_k": 2}, "top_k must be None where target holds class probabilities, got 2"),
+        (
+            {"label_mode": "split"},
+            "label_mode must be 'softmax' where target holds class probabilities, got 'split'",
+        ),
+    ],
+)
+def test_what_mixed_targets_do_not_go_with(
+    steps: int, keywords: dict[str, Any], message: str
+) -> None:
+    """Refused at each step, also where nothing would be explained."""
+    inputs, target = images()
+    objective = ik.IntrospectiveObjective(cnn(), method="exact", every=2, **keywords)
+    for _ in range(steps):
+        objective(inputs, target)
+    with pytest.raises(ValueError, match=message):
+        objective(inputs, mixed(target))
+    assert objective.step == steps
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("row_weight", "error", "message"),
+    [
+        (torch.ones(5), ValueError, r"row_weight must have shape \[6\].*got float32\[5\]"),
+        (torch.ones(6, dtype=torch.int64), TypeError, "row_weight must be float64"),
+        ([1.0] * 6, TypeError, "row_weight must be a torch"),
+    ],
+)
+def test_bad_weights_of_rows_touch_no_bank(
+    steps: int, row_weight: Any, error: type[Exception], message: str
+) -> None:
+    inputs, target = images()
+    objective = ik.IntrospectiveObjective(cnn(), method="exact", bank_momentum=0.5)
+    for _ in range(steps):
+        objective(inputs, target)
+    before = objective.bank
+    with pytest.raises(error, match=message):
+        objective(inputs, target, row_weight=row_weight)
+    assert objective.step == steps
+    assert objective.bank is before
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_bad_targets(steps: int) -> None:
+    inputs, target = images()
+    objective = ik.IntrospectiveObjective(cnn(), method="exact", every=2)
+    for _ in range(steps):
+        objective(inputs, target)
+    for bad, error, message in (
+        ([0] * 6, TypeError, "target must be a torch"),
+        (target.int(), TypeError, r"target must be int64, got int32\[6\]"),
+        (mixed(target)[:, :4], ValueError, r"target must have the shape of logits \[6, 5\]"),
+    ):
+        with pytest.raises(error, match=message):
+            objective(inputs, bad)
+    assert objective.step == steps
