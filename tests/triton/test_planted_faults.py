@@ -159,8 +159,8 @@ FAULTS = (
     Fault(
         "a number that the backward needs is not kept",
         "rows.py",
-        "for i in tl.static_range(ROW_STATE):",
-        "for i in tl.static_range(1, ROW_STATE):",
+        "(lane < num_kept - first)",
+        "(lane < num_kept - 1 - first)",
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(

@@ -13,7 +13,7 @@ from introkernels.ops.triton.kernels.introspective import introspective_forward_
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
 from introkernels.ops.triton.launch import MOST_REGISTERS, launch
 from introkernels.ops.triton.losses import (
-    CLASSES_OF_A_THREAD,
+    SHORT_ROWS,
     SUMS_OF_A_THREAD,
     allocate_outputs,
     variant,
@@ -75,6 +75,7 @@ def introspective_forward(
     work = share(gradients, inputs, options.center)
     outputs = allocate_outputs(logits, options.reduction, num_rows)
     constants = variant(logits, options)
+    threads = 32 * work.constants["num_warps"]
     if class_index is not None:
         # To tell where each class goes takes more than the registers that ptxas goes for.
         work.constants["maxnreg"] = MOST_REGISTERS
@@ -104,11 +105,9 @@ def introspective_forward(
         **work.constants,
         TICKET=work.several_programs,
         PROJECTION=SIMILARITIES[options.similarity] == "projection",
-        N=min(
-            triton.next_power_of_2(num_classes),
-            32 * work.constants["num_warps"] * CLASSES_OF_A_THREAD,
-        ),
-        BLOCK=32 * work.constants["num_warps"] * SUMS_OF_A_THREAD,
+        N=min(triton.next_power_of_2(num_classes), threads * SHORT_ROWS.of_thread),
+        LANES=min(triton.next_power_of_2(num_classes), threads),
+        BLOCK=threads * SUMS_OF_A_THREAD,
     )
     return (*outputs[:4], teacher)
 

@@ -151,6 +151,7 @@ def introspective_forward_kernel(
     PROJECTION: tl.constexpr,
     SMOOTHED: tl.constexpr,
     N: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):
@@ -237,10 +238,10 @@ def introspective_forward_kernel(
             temperature,
             label_smoothing,
             SMOOTHED,
-            N,
+            LANES,
             1,
             1,
-            1,
+            N // LANES,
             dtype,
         )
         finish_losses(
@@ -260,5 +261,6 @@ def introspective_forward_kernel(
             ce_weight,
             kl_weight,
             REDUCTION,
+            LANES,
             BLOCK,
         )
