@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "CENTERED_SLICE_BYTES": 64,
         "LINE_BYTES": 32,
         "TILE_BYTES": 512,
-        "TILE_BYTES_OF_FEW": 256,
+        "CENTERED_BYTES_IN_ONE_TILE": 256,
         "CENTERED_TILE_BYTES": 256,
         "CENTERED_TILE": 32,
         "CENTERED_IN_ONE_TILE": 4,

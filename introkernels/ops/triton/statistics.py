@@ -11,10 +11,9 @@ from introkernels.ops.indices import check_explained, check_indices
 from introkernels.ops.schema import loss_dtype
 from introkernels.ops.triton.kernels.introspective import introspective_forward_kernel
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
-from introkernels.ops.triton.launch import MOST_REGISTERS, launch
+from introkernels.ops.triton.launch import launch
 from introkernels.ops.triton.losses import (
     SHORT_ROWS,
-    SUMS_OF_A_THREAD,
     allocate_outputs,
     variant,
     weight_arguments,
@@ -22,6 +21,9 @@ from introkernels.ops.triton.losses import (
 from introkernels.ops.triton.statistics_config import share
 from introkernels.options import Options
 from introkernels.types import SIMILARITIES
+
+# Whose sums the last program adds up at once.
+ROWS_AT_ONCE = 256
 
 
 def explanation_stats(
@@ -76,9 +78,6 @@ def introspective_forward(
     outputs = allocate_outputs(logits, options.reduction, num_rows)
     constants = variant(logits, options)
     threads = 32 * work.constants["num_warps"]
-    if class_index is not None:
-        # To tell where each class goes takes more than the registers that ptxas goes for.
-        work.constants["maxnreg"] = MOST_REGISTERS
     launch(
         introspective_forward_kernel,
         (work.num_programs,),
@@ -107,7 +106,7 @@ def introspective_forward(
         PROJECTION=SIMILARITIES[options.similarity] == "projection",
         N=min(triton.next_power_of_2(num_classes), threads * SHORT_ROWS.of_thread),
         LANES=min(triton.next_power_of_2(num_classes), threads),
-        BLOCK=threads * SUMS_OF_A_THREAD,
+        BLOCK=ROWS_AT_ONCE,
     )
     return (*outputs[:4], teacher)
 

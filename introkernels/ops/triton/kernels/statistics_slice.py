@@ -92,7 +92,6 @@ def slice_statistics(
     CHUNKS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ONE_A_WARP: tl.constexpr,
     ONE_TILE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -141,18 +140,8 @@ def slice_statistics(
     known = position >= 0
     of_target = gradients + tl.maximum(position, 0).to(tl.int64) * stride + offsets
     of_inputs = inputs + start * VECTOR + (chunk * WIDTH + lane)
-    if CENTER:
-        g_y = tl.load(of_target, mask=in_slice, other=0.0).to(NUMBER)[:, None, :]
-        x = tl.load(of_inputs, mask=in_slice, other=0.0).to(NUMBER)[:, None, :]
-    else:
-        # Where each warp has one class of a tile, it loads these for itself, in the tile's own
-        # layout. Otherwise they are loaded once and exchanged behind a barrier.
-        COPIES: tl.constexpr = BLOCK_K if ONE_A_WARP else 1
-        wanted = in_slice[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        of_target = of_target[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        of_inputs = of_inputs[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        g_y = tl.load(of_target, mask=wanted, other=0.0).to(NUMBER)
-        x = tl.load(of_inputs, mask=wanted, other=0.0).to(NUMBER)
+    g_y = tl.load(of_target[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
+    x = tl.load(of_inputs[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
 
     if CENTER:
         # Counted from the target's gradient, what all classes have in common is gone before
