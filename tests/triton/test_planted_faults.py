@@ -124,8 +124,8 @@ FAULTS = (
     Fault(
         "the stride of columns is ignored",
         "rows.py",
-        "column.to(tl.int64) * logits_stride",
-        "column.to(tl.int64)",
+        "(wide * logits_stride, wide",
+        "(wide, wide",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-every_third]",
     ),
     Fault(
@@ -138,8 +138,8 @@ FAULTS = (
     Fault(
         "offsets of columns in 32 bits",
         "rows.py",
-        "column.to(tl.int64) * logits_stride",
-        "column.to(tl.int32) * logits_stride",
+        "(wide * logits_stride, wide",
+        "(column * logits_stride, wide",
         f"{UNCHECKED}test_distillation_of_far_rows_and_classes[logits-1]",
     ),
     Fault(

@@ -43,15 +43,15 @@ class Loop(NamedTuple):
     registers: int
 
 
-# What ends a row takes as long as fifteen classes of each of its lanes, in the backward eight: .77
-# of a copy are predicted for an H200 with 64 classes a lane and .65 with 32 (forward, bfloat16,
-# 1000 classes). What a tile takes beside its classes is shared by more of them in a larger one; of
-# rows that are no longer than some tiles, it would leave more empty.
+# What ends a row takes as long as fifteen classes of each of its lanes, in the backward eight: .85
+# of a copy are predicted for an H200 with 128 classes a lane, .77 with 64 and .65 with 32 (forward,
+# bfloat16, 1000 classes). What a tile takes beside its classes is shared by more of them in a
+# larger one; of rows that are no longer than some tiles, it would leave more empty.
 MOST_CLASSES_OF_SHORT_ROWS = 256
 SHORT_ROWS = Loop(8, 64, 48)
-ROWS_OF_A_WARP = Loop(16, 64, 72)
+ROWS_OF_A_WARP = Loop(16, 128, 72)
 # With 72 registers, the code for sm_100 would spill one.
-LONG_ROWS = Loop(16, 64, 76)
+LONG_ROWS = Loop(16, 128, 76)
 BACKWARD = Loop(8, 32, 56)
 
 

@@ -14,7 +14,7 @@ from introkernels.ops.triton.kernels.rows import (
     NEVER,
     ROW_STATE,
     UNIT,
-    columns_of_tile,
+    first_tile,
     load_targets,
     load_tile,
     load_weights,
@@ -187,17 +187,14 @@ def loss_backward(
     base_2: tl.constexpr = LOG2_E / UNIT
     base_2_t = base_2 / temperature
     N: tl.constexpr = LANES * V * CHUNKS
-    vector, column = columns_of_tile(LANES, V, CHUNKS)
-    logits_offsets = column.to(tl.int64) * logits_stride
-    teacher_offsets = column.to(tl.int64) * teacher_stride
+    vector, column, offsets = first_tile(logits_stride, teacher_stride, LANES, V, CHUNKS)
     of_logits = logits + rows * logits_row_stride
     of_teacher = teacher + rows * teacher_row_stride
     of_grad = grad_logits + rows * num_classes
     exists_row = (rows < num_rows)[None, None, :, None]
     for begin in range(0, num_classes, N):
-        inside = begin // V + vector < num_classes // V
-        mask = known[None, None, :, None] & inside
-        z, t = load_tile(of_logits, of_teacher, logits_offsets, teacher_offsets, mask, dtype)
+        of_rows = of_logits, of_teacher
+        z, t, inside = load_tile(of_rows, offsets, begin, vector, num_classes, known, V, dtype)
         of_z = z * UNIT - z_max[None, None, :, None]
         of_t = t * UNIT - t_max[None, None, :, None]
         p1 = of_p1[None, None, :, None] * tl.exp2(of_z * base_2)

@@ -35,19 +35,28 @@ def widened(values, dtype: tl.constexpr):
 
 
 @triton.jit
-def columns_of_tile(LANES: tl.constexpr, V: tl.constexpr, CHUNKS: tl.constexpr):
-    """The vectors ``[LANES, 1, 1, CHUNKS]`` of a row's first tile, and its classes, int32."""
+def first_tile(logits_stride, teacher_stride, LANES: tl.constexpr, V: tl.constexpr, CHUNKS):
+    """The vectors ``[LANES, 1, 1, CHUNKS]`` of a row's first tile and its classes, int32, and where
+    these lie from a row's begin, int64, in logits and in teacher logits."""
     lane = tl.arange(0, LANES)[:, None, None, None]
     vector = tl.arange(0, CHUNKS)[None, None, None, :] * LANES + lane
-    return vector, vector * V + tl.arange(0, V)[None, :, None, None]
+    column = vector * V + tl.arange(0, V)[None, :, None, None]
+    wide = column.to(tl.int64)
+    return vector, column, (wide * logits_stride, wide * teacher_stride)
 
 
 @triton.jit
-def load_tile(of_logits, of_teacher, logits_offsets, teacher_offsets, mask, dtype: tl.constexpr):
-    """Logits and teacher logits at int64 offsets from ``[R]``, -inf where the mask is false."""
-    z = tl.load(of_logits[None, None, :, None] + logits_offsets, mask=mask, other=NEVER)
-    t = tl.load(of_teacher[None, None, :, None] + teacher_offsets, mask=mask, other=NEVER)
-    return widened(z, dtype), widened(t, dtype)
+def load_tile(of_rows, offsets, begin, vector, num_classes, rows, V: tl.constexpr, dtype):
+    """Logits and teacher logits of the tile from class ``begin`` on, -inf in rows that ``rows``
+    does not name and beyond the last class; and which vectors are not beyond it.
+
+    ``of_rows`` are pointers ``[R]`` to what ``offsets`` count from.
+    """
+    inside = begin // V + vector < num_classes // V
+    mask = rows[None, None, :, None] & inside
+    z = tl.load(of_rows[0][None, None, :, None] + offsets[0], mask=mask, other=NEVER)
+    t = tl.load(of_rows[1][None, None, :, None] + offsets[1], mask=mask, other=NEVER)
+    return widened(z, dtype), widened(t, dtype), inside
 
 
 @triton.jit
@@ -232,9 +241,7 @@ def rows_forward(
     temperature = tl.full((), temperature, dtype)
     label_smoothing = tl.full((), label_smoothing, dtype)
     N: tl.constexpr = LANES * V * CHUNKS
-    vector, column = columns_of_tile(LANES, V, CHUNKS)
-    logits_offsets = column.to(tl.int64) * logits_stride
-    teacher_offsets = column.to(tl.int64) * teacher_stride
+    vector, column, offsets = first_tile(logits_stride, teacher_stride, LANES, V, CHUNKS)
     of_logits = logits + rows * logits_row_stride
     of_teacher = teacher + rows * teacher_row_stride
     # On their way from memory along with the classes.
@@ -242,9 +249,8 @@ def rows_forward(
     w_target = load_weights(weight, weight_stride, y, known, dtype)
     sums = no_classes(LANES, R, dtype)
     for begin in range(0, num_classes, N):
-        inside = begin // V + vector < num_classes // V
-        mask = known[None, None, :, None] & inside
-        z, t = load_tile(of_logits, of_teacher, logits_offsets, teacher_offsets, mask, dtype)
+        of_rows = of_logits, of_teacher
+        z, t, inside = load_tile(of_rows, offsets, begin, vector, num_classes, known, V, dtype)
         w = load_weights(weight, weight_stride, begin + column, inside, dtype)
         sums = add_tile(sums, z, t, w, temperature, SMOOTHED)
         of_logits += tl.full((), N, tl.int64) * logits_stride
