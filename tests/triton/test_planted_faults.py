@@ -313,7 +313,7 @@ FAULTS = (
     Fault(
         "the stride of rows of inputs counts elements, not vectors",
         "statistics.py",
-        "inputs + row * inputs_row_stride * VECTOR",
+        "inputs + row * inputs_row_stride * SHAPE.vector",
         "inputs + row * inputs_row_stride",
         f"{STATISTICS}test_numbers_of_classes_around_the_boundaries_of_tiles[False]",
     ),

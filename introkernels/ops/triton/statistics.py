@@ -50,7 +50,8 @@ def explanation_stats(
         *work.arguments(
             target, class_index, dots, sq_norms, ignore_index, ticket=work.num_slices > 1
         ),
-        **work.constants,
+        SHAPE=work.shape,
+        **work.options,
     )
     return dots, sq_norms
 
@@ -77,7 +78,7 @@ def introspective_forward(
     work = share(gradients, inputs, options.center)
     outputs = allocate_outputs(logits, options.reduction, num_rows)
     constants = variant(logits, options)
-    threads = 32 * work.constants["num_warps"]
+    threads = 32 * work.options["num_warps"]
     launch(
         introspective_forward_kernel,
         (work.num_programs,),
@@ -101,7 +102,8 @@ def introspective_forward(
         options.label_smoothing,
         options.similarity_temperature,
         **constants,
-        **work.constants,
+        SHAPE=work.shape,
+        **work.options,
         TICKET=work.several_programs,
         PROJECTION=SIMILARITIES[options.similarity] == "projection",
         N=min(triton.next_power_of_2(num_classes), threads * SHORT_ROWS.of_thread),

@@ -54,6 +54,34 @@ MAX_BLOCK_SUMS = 64
 LANES = 32
 
 
+class Shape(NamedTuple):
+    """What kernels of statistics are compiled for: tiles ``[width, block_k, chunks]``, above all.
+
+    Attributes:
+        center: whether explanations are centred.
+        vector: elements of an explanation that one load fetches.
+        chunks: times that a slice has ``width`` elements.
+        width: elements of a class that are one load of a warp.
+        block_k: classes in a tile.
+        block_slices: slices that are collected at a time.
+        block_sums: sums of each of them.
+        one_tile: whether the classes are a single tile, which is read once.
+        one_slice: whether explanations are a single slice.
+        wide: whether offsets take 64 bits.
+    """
+
+    center: bool
+    vector: int
+    chunks: int
+    width: int
+    block_k: int
+    block_slices: int
+    block_sums: int
+    one_tile: bool
+    one_slice: bool
+    wide: bool
+
+
 class Work(NamedTuple):
     """How the statistics of a batch are shared out among programs.
 
@@ -64,8 +92,8 @@ class Work(NamedTuple):
         classes_of_group: classes in each group but the last.
         several_programs: whether a row has several programs, or would have among other numbers of
             rows at this shape. Who goes on from complete statistics then needs tickets.
-        constants: compile-time constants of :func:`row_statistics` save ``TICKET``, and
-            ``num_warps``.
+        shape: of the tiles.
+        options: ``num_warps`` and ``maxnreg``.
     """
 
     explained: Explanations
@@ -73,7 +101,8 @@ class Work(NamedTuple):
     num_groups: int
     classes_of_group: int
     several_programs: bool
-    constants: dict[str, Any]
+    shape: Shape
+    options: dict[str, Any]
 
     @property
     def num_programs(self) -> int:
@@ -132,26 +161,24 @@ def share(gradients: Tensor, inputs: Tensor, center: bool) -> Work:
     """Share the statistics of ``gradients [B, K, *S]``, K >= 1, out among programs."""
     explained = explanations(gradients, inputs)
     rows, classes = gradients.shape[:2]
-    constants = config(explained, classes, center)
-    block_k = constants["BLOCK_K"]
-    num_slices = max(1, triton.cdiv(explained.num_dims, constants["CHUNKS"] * constants["WIDTH"]))
-    group = TILES_OF_A_GROUP * block_k
+    shape, options = config(explained, classes, center)
+    num_slices = max(1, triton.cdiv(explained.num_dims, shape.chunks * shape.width))
+    group = TILES_OF_A_GROUP * shape.block_k
     may_split = not center and classes > group
     num_groups = 1
     if may_split:
         wanted = ENOUGH_PROGRAMS // max(1, rows * num_slices)
         num_groups = max(1, min(wanted, triton.cdiv(classes, group)))
-    classes_of_group = triton.cdiv(triton.cdiv(classes, num_groups), block_k) * block_k
+    classes_of_group = triton.cdiv(triton.cdiv(classes, num_groups), shape.block_k) * shape.block_k
     num_groups = triton.cdiv(classes, classes_of_group)
-    constants["ONE_SLICE"] = num_slices == 1
     several = may_split or num_slices > 1
-    return Work(explained, num_slices, num_groups, classes_of_group, several, constants)
+    return Work(explained, num_slices, num_groups, classes_of_group, several, shape, options)
 
 
-def config(explained: Explanations, classes: int, center: bool) -> dict[str, Any]:
-    """The shape of a program's tiles ``[WIDTH, BLOCK_K, CHUNKS]``, and its warps.
+def config(explained: Explanations, classes: int, center: bool) -> tuple[Shape, dict[str, Any]]:
+    """The shape of a program's tiles ``[width, block_k, chunks]``, its warps and registers.
 
-    ``WIDTH`` elements of a class are one load of a warp, so that Triton gives each warp classes of
+    ``width`` elements of a class are one load of a warp, so that Triton gives each warp classes of
     its own and the sums of a class never leave its warp.
     """
     size, vector = explained.gradients.element_size(), explained.vector
@@ -176,20 +203,24 @@ def config(explained: Explanations, classes: int, center: bool) -> dict[str, Any
     num_warps = _clamp(block_k * block_d // (LANES * vector), 1, min(most_warps, block_k))
     is_float16 = explained.gradients.dtype == torch.float16
     block_sums = min(MAX_BLOCK_SUMS, triton.next_power_of_2(2 * classes))
-    return {
-        "CENTER": center,
-        "VECTOR": vector,
-        "CHUNKS": block_d // width,
-        "WIDTH": width,
-        "BLOCK_K": block_k,
-        "BLOCK_SLICES": SUMS_OF_A_THREAD * LANES * num_warps // block_sums,
-        "BLOCK_SUMS": block_sums,
-        "ONE_TILE": one_tile,
-        "WIDE": explained.exceeds_int32(block_d),
+    shape = Shape(
+        center=center,
+        vector=vector,
+        chunks=block_d // width,
+        width=width,
+        block_k=block_k,
+        block_slices=SUMS_OF_A_THREAD * LANES * num_warps // block_sums,
+        block_sums=block_sums,
+        one_tile=one_tile,
+        one_slice=explained.num_dims <= block_d,
+        wide=explained.exceeds_int32(block_d),
+    )
+    # Whole vectors fit fewer registers, and more programs at a time keep more loads on the way.
+    # Float16, centred tiles and single elements would be spilled.
+    takes_more = center or vector == 1 or is_float16
+    return shape, {
         "num_warps": num_warps,
-        # Whole vectors fit fewer registers, and more programs at a time keep more loads on the way.
-        # Float16, centred tiles and single elements would be spilled.
-        "maxnreg": MOST_REGISTERS if center or vector == 1 or is_float16 else REGISTERS,
+        "maxnreg": MOST_REGISTERS if takes_more else REGISTERS,
     }
 
 
