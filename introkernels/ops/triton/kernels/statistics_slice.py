@@ -99,8 +99,11 @@ def slice_statistics(
     inputs and the target's gradients; centring more classes than fit a tile reads them twice.
     """
     NUMBER: tl.constexpr = tl.float64 if gradients.dtype.element_ty == tl.float64 else tl.float32
-    BLOCK: tl.constexpr = SHAPE.chunks * SHAPE.width // SHAPE.vector
+    # An attribute in a tuple would be no compile-time constant to Triton.
+    WIDTH: tl.constexpr = SHAPE.width
     BLOCK_K: tl.constexpr = SHAPE.block_k
+    CHUNKS: tl.constexpr = SHAPE.chunks
+    BLOCK: tl.constexpr = CHUNKS * WIDTH // SHAPE.vector
     INDEX: tl.constexpr = tl.int64 if SHAPE.wide else tl.int32
     num_vectors = tl.full((), 1, tl.int64)
     for i in tl.static_range(len(sizes)):
@@ -108,9 +111,9 @@ def slice_statistics(
     start = slice_number.to(tl.int64) * BLOCK
 
     # Counted in vectors, so that the compiler sees whole vectors inside or outside of the slice.
-    chunk = tl.arange(0, SHAPE.chunks)[None, :]
-    lane = tl.arange(0, SHAPE.width)[:, None]
-    local = chunk * (SHAPE.width // SHAPE.vector) + lane // SHAPE.vector
+    chunk = tl.arange(0, CHUNKS)[None, :]
+    lane = tl.arange(0, WIDTH)[:, None]
+    local = chunk * (WIDTH // SHAPE.vector) + lane // SHAPE.vector
     in_slice = local < tl.minimum(num_vectors - start, BLOCK).to(tl.int32)
     if len(sizes) == 1:
         gradients += start * strides[0] * SHAPE.vector
@@ -134,7 +137,7 @@ def slice_statistics(
     )
     known = position >= 0
     of_target = gradients + tl.maximum(position, 0).to(tl.int64) * stride + offsets
-    of_inputs = inputs + start * SHAPE.vector + (chunk * SHAPE.width + lane)
+    of_inputs = inputs + start * SHAPE.vector + (chunk * WIDTH + lane)
     g_y = tl.load(of_target[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
     x = tl.load(of_inputs[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
 
@@ -150,7 +153,7 @@ def slice_statistics(
                 (apart - mean) * x, -mean * x, known, dots, sq_norms, 0, num_classes, BLOCK_K
             )
         else:
-            total = tl.zeros((SHAPE.width, BLOCK_K, SHAPE.chunks), NUMBER)
+            total = tl.zeros((WIDTH, BLOCK_K, CHUNKS), NUMBER)
             for first in tl.range(0, num_classes, BLOCK_K):
                 after = _load_classes(
                     gradients,
