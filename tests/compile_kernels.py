@@ -96,10 +96,13 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def row_loss_calls() -> Iterator[tuple[str, Call]]:
+    many = empty(2**17, dtype=torch.int64)
     rows = 256
     target = empty(rows, dtype=torch.int64)
     for classes, dtype in ROW_LOSSES:
         name = f"distillation {classes} {short(dtype)}"
+        logits = empty(*many.shape, classes, dtype=dtype)
+        yield f"{name}, many rows", (ik.distillation_loss, (logits, logits, many), {})
         logits = empty(rows, classes, dtype=dtype)
         arguments = (logits, logits, target)
         yield name, (ik.distillation_loss, arguments, {})

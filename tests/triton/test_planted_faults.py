@@ -124,8 +124,8 @@ FAULTS = (
     Fault(
         "the stride of columns is ignored",
         "rows.py",
-        "column.to(tl.int64) * logits_stride",
-        "column.to(tl.int64)",
+        "(wide * logits_stride, wide",
+        "(wide, wide",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-every_third]",
     ),
     Fault(
@@ -138,8 +138,8 @@ FAULTS = (
     Fault(
         "offsets of columns in 32 bits",
         "rows.py",
-        "column.to(tl.int64) * logits_stride",
-        "column.to(tl.int32) * logits_stride",
+        "(wide * logits_stride, wide",
+        "(column * logits_stride, wide",
         f"{UNCHECKED}test_distillation_of_far_rows_and_classes[logits-1]",
     ),
     Fault(
@@ -152,15 +152,15 @@ FAULTS = (
     Fault(
         "a tile reads beyond the last class",
         "rows.py",
-        "inside = begin // V + vector < num_classes // V",
-        "inside = vector >= 0",
+        "mask = rows[None, None, :, None] & inside",
+        "mask = rows[None, None, :, None] & (vector >= 0)",
         f"{LAYOUTS}test_strides_of_all_tensors[triton-distillation-offset_rows]",
     ),
     Fault(
         "a number that the backward needs is not kept",
         "rows.py",
-        "for i in tl.static_range(ROW_STATE):",
-        "for i in tl.static_range(1, ROW_STATE):",
+        "(lane < num_kept - first)",
+        "(lane < num_kept - 1 - first)",
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(
@@ -182,7 +182,7 @@ FAULTS = (
         "the gradient of ignored rows is not written",
         "losses.py",
         "grad, mask=exists_row & inside)",
-        "grad, mask=mask)",
+        "grad, mask=known[None, None, :, None] & inside)",
         f"{DETERMINISM}[triton-distillation]",
     ),
     Fault(
@@ -313,7 +313,7 @@ FAULTS = (
     Fault(
         "the stride of rows of inputs counts elements, not vectors",
         "statistics.py",
-        "inputs + row * inputs_row_stride * VECTOR",
+        "inputs + row * inputs_row_stride * SHAPE.vector",
         "inputs + row * inputs_row_stride",
         f"{STATISTICS}test_numbers_of_classes_around_the_boundaries_of_tiles[False]",
     ),

@@ -33,7 +33,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows and four classes at a time."""
     tile = losses.Tiles(lanes=2, vector=1, rows=2, chunks=2, num_warps=1)
     monkeypatch.setattr(losses, "vector_of", lambda logits, teacher: 1)
-    monkeypatch.setattr(losses, "tiles", lambda num_classes, vector: tile)
+    monkeypatch.setattr(losses, "tiles", lambda *arguments: tile)
 
 
 @contextmanager
@@ -57,6 +57,17 @@ def test_rows_of_several_tiles(classes: int, dtype: torch.dtype) -> None:
         assert_follows_definition(
             similarity_case(5, classes, dtype, explained=explained, **options)
         )
+
+
+@pytest.mark.parametrize("classes", [3, 100, 1000, 2048])
+def test_few_rows_have_more_lanes(classes: int) -> None:
+    for loop in (losses.SHORT_ROWS, losses.ROWS_OF_A_WARP, losses.BACKWARD):
+        many, few = (losses.tiles(torch.Size((rows, classes)), 1, loop) for rows in (2**20, 8))
+        assert many.lanes == 32 or classes <= loop.of_lane * many.lanes
+        assert many.lanes <= few.lanes <= 32
+        # Not more than read a class, though.
+        assert few.lanes == 2 or few.lanes // 2 * loop.of_thread < classes
+        assert {tile.lanes * tile.rows for tile in (many, few)} == {64}
 
 
 def rising_and_falling(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def test_more_programs_than_the_last_one_adds_up_at_once(
     monkeypatch.setattr(losses, "SUMS_OF_A_THREAD", 1)
     # 43 programs of two rows, whose last one adds up 32 at once.
     tile = losses.Tiles(lanes=1, vector=1, rows=2, chunks=4, num_warps=1)
-    monkeypatch.setattr(losses, "tiles", lambda num_classes, vector: tile)
+    monkeypatch.setattr(losses, "tiles", lambda *arguments: tile)
     case = distillation_case(85, 3, ignored=9, class_weights=True, reduction=reduction)
     assert_follows_definition(case)
 

@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "CENTERED_SLICE_BYTES": 64,
         "LINE_BYTES": 32,
         "TILE_BYTES": 512,
-        "TILE_BYTES_OF_FEW": 256,
+        "CENTERED_BYTES_IN_ONE_TILE": 256,
         "CENTERED_TILE_BYTES": 256,
         "CENTERED_TILE": 32,
         "CENTERED_IN_ONE_TILE": 4,
@@ -111,7 +111,7 @@ def test_small_slices_and_tiles(small: None, dtype: torch.dtype, center: bool) -
         gradients, inputs, target = random_case(2, classes, (size,), dtype)
         work = share(gradients, inputs, center)
         assert work.num_slices > 1
-        assert work.constants["ONE_TILE"] == (center and classes == 3)
+        assert work.shape.one_tile == (center and classes == 3)
         assert work.num_groups > 1 or center or classes == 3
         assert_follows_definition(gradients, inputs, target, center=center)
 
@@ -149,7 +149,7 @@ def test_classes_in_groups(center: bool) -> None:
     assert_follows_definition(gradients, inputs, target, center=center)
     one_slice = gradients[..., :512].contiguous(), inputs[..., :512].contiguous()
     work = share(*one_slice, center)
-    assert work.constants["ONE_SLICE"] == (not center)
+    assert work.shape.one_slice == (not center)
     assert (work.num_groups == 1) == center
     assert_follows_definition(*one_slice, target, center=center)
 
@@ -281,7 +281,7 @@ def test_offsets_of_more_than_32_bits(where: str) -> None:
     gradients = storage.as_strided(shape, strides)
     numbers, inputs, target = random_case(2, 3, shape[2:], torch.bfloat16, ignored=0)
     gradients.copy_(numbers)
-    wide = share(gradients, inputs, False).constants["WIDE"]
+    wide = share(gradients, inputs, False).shape.wide
     assert wide == (where in ("inner", "slice"))
     for center in (False, True):
         assert_follows_definition(gradients, inputs, target, center=center)

@@ -27,7 +27,7 @@ class Launch(NamedTuple):
 
 
 # All the registers that a thread may have. Left to itself, ptxas goes for the next higher occupancy
-# and spills the few numbers that it lacks for it. A launch that knows better says ``maxnreg=None``.
+# and spills the few numbers that it lacks for it. A launch that knows better says ``maxnreg``.
 MOST_REGISTERS = 255
 # What AMD's compiler doesn't know.
 NVIDIA_OPTIONS = ("maxnreg",)

@@ -22,15 +22,37 @@ from introkernels.types import REDUCTIONS
 SUMS_OF_A_THREAD = 2
 # Rows of more classes have the four warps of a program to themselves.
 MOST_CLASSES_OF_A_WARP = 2048
-# Classes in a thread's part of a tile: some ten numbers of each live at once.
-CLASSES_OF_A_THREAD = 8
-# Registers that are enough for the loops of float32 with whole vectors. More programs at a time
-# hide what a row waits for: .87 of a copy are predicted for an H200 at 64 registers and .94 at 48
-# (forward, bfloat16, 8192 rows of 32000).
-FORWARD_REGISTERS = 48
-BACKWARD_REGISTERS = 64
-# What a thread has of a short row in all.
-CLASSES_OF_A_LANE = 32
+# A row has so many lanes that its classes are shared out as below, or more where rows are too few
+# for so many threads to be busy: then all that counts is when the last row is done.
+BUSY_THREADS = 65536
+
+
+class Loop(NamedTuple):
+    """How a loop over classes is shared out.
+
+    Attributes:
+        of_thread: classes in a thread's part of a tile, some ten numbers of each of which live at
+            once.
+        of_lane: what a thread has of a row of up to ``MOST_CLASSES_OF_A_WARP`` classes in all.
+        registers: that are enough with float32 and whole vectors. Fewer let more programs in, which
+            hide what a row waits for.
+    """
+
+    of_thread: int
+    of_lane: int
+    registers: int
+
+
+# What ends a row takes as long as fifteen classes of each of its lanes, in the backward eight: .85
+# of a copy are predicted for an H200 with 128 classes a lane, .77 with 64 and .65 with 32 (forward,
+# bfloat16, 1000 classes). What a tile takes beside its classes is shared by more of them in a
+# larger one; of rows that are no longer than some tiles, it would leave more empty.
+MOST_CLASSES_OF_SHORT_ROWS = 256
+SHORT_ROWS = Loop(8, 64, 48)
+ROWS_OF_A_WARP = Loop(16, 128, 72)
+# With 72 registers, the code for sm_100 would spill one.
+LONG_ROWS = Loop(16, 128, 76)
+BACKWARD = Loop(8, 32, 56)
 
 
 class Tiles(NamedTuple):
@@ -49,18 +71,19 @@ class Tiles(NamedTuple):
         return dict(zip(names, self, strict=True))
 
 
-def tiles(num_classes: int, vector: int) -> Tiles:
-    """The tiles of a row loss whose loads fetch ``vector`` classes.
-
-    What ends a row costs as much as ten classes of each of its lanes. So a row has no more lanes
-    than leave each some 32 classes: those of a warp at 1000 classes, four at 100.
-    """
-    chunks = max(1, CLASSES_OF_A_THREAD // vector)
+def tiles(shape: torch.Size, vector: int, loop: Loop) -> Tiles:
+    """The tiles of a row loss for logits of ``shape``, whose loads fetch ``vector`` classes."""
+    num_rows, num_classes = shape
+    chunks = max(1, loop.of_thread // vector)
     if num_classes > MOST_CLASSES_OF_A_WARP:
         return Tiles(128, vector, 1, chunks, 4)
-    lanes = min(32, triton.next_power_of_2(triton.cdiv(num_classes, CLASSES_OF_A_LANE)))
-    num_warps = 4 if lanes == 32 else 1
-    return Tiles(lanes, vector, 32 * num_warps // lanes, chunks, num_warps)
+    # With a single lane, neighbours in a row would not be fetched together.
+    lanes = triton.next_power_of_2(triton.cdiv(num_classes, loop.of_lane))
+    lanes = max(2, min(32, lanes))
+    most = min(32, triton.cdiv(num_classes, loop.of_thread))
+    while lanes < most and 2 * lanes * num_rows <= BUSY_THREADS:
+        lanes *= 2
+    return Tiles(lanes, vector, 64 // lanes, chunks, 2)
 
 
 def vector_of(logits: Tensor, teacher_logits: Tensor) -> int:
@@ -88,10 +111,16 @@ def variant(logits: Tensor, options: Options) -> dict[str, Any]:
     }
 
 
-def registers(enough: int, tile: Tiles, constants: dict[str, Any]) -> int:
-    """The limit of registers: ``enough`` where the loop is the common one."""
-    is_common = tile.vector > 1 and constants["dtype"] == tl.float32 and not constants["SMOOTHED"]
-    return enough if is_common else MOST_REGISTERS
+def forward_loop(num_classes: int, common: bool) -> Loop:
+    """The loop of the forward."""
+    if num_classes <= MOST_CLASSES_OF_SHORT_ROWS or not common:
+        return SHORT_ROWS
+    return ROWS_OF_A_WARP if num_classes <= MOST_CLASSES_OF_A_WARP else LONG_ROWS
+
+
+def is_common(vector: int, constants: dict[str, Any]) -> bool:
+    """Whether a loop is that of float32 with whole vectors, without label smoothing."""
+    return vector > 1 and constants["dtype"] == tl.float32 and not constants["SMOOTHED"]
 
 
 class LossOutputs(NamedTuple):
@@ -149,7 +178,9 @@ def row_loss_forward(
     check_indices(target, num_classes, options.ignore_index)
     vector = vector_of(logits, teacher_logits)
     constants = variant(logits, options)
-    tile = tiles(num_classes, vector)
+    common = is_common(vector, constants)
+    loop = forward_loop(num_classes, common)
+    tile = tiles(logits.shape, vector, loop)
     # A launch without programs would leave the sums of no rows unwritten.
     num_programs = max(1, triton.cdiv(num_rows, tile.rows))
     outputs = allocate_outputs(logits, options.reduction, num_programs)
@@ -168,7 +199,7 @@ def row_loss_forward(
         options.label_smoothing,
         **constants,
         **tile.constants,
-        maxnreg=registers(FORWARD_REGISTERS, tile, constants),
+        maxnreg=loop.registers if common else MOST_REGISTERS,
         BLOCK=32 * tile.num_warps * SUMS_OF_A_THREAD,
     )
     return tuple(outputs[:4])
@@ -189,7 +220,7 @@ def row_loss_backward(
     vector = vector_of(logits, teacher_logits)
     grad_logits = logits.new_empty(logits.shape)
     constants = variant(logits, options)
-    tile = tiles(num_classes, vector)
+    tile = tiles(logits.shape, vector, BACKWARD)
     launch(
         loss_backward,
         (triton.cdiv(num_rows, tile.rows),),
@@ -207,6 +238,6 @@ def row_loss_backward(
         options.label_smoothing,
         **constants,
         **tile.constants,
-        maxnreg=registers(BACKWARD_REGISTERS, tile, constants),
+        maxnreg=BACKWARD.registers if is_common(vector, constants) else MOST_REGISTERS,
     )
     return grad_logits

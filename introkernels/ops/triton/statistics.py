@@ -11,10 +11,9 @@ from introkernels.ops.indices import check_explained, check_indices
 from introkernels.ops.schema import loss_dtype
 from introkernels.ops.triton.kernels.introspective import introspective_forward_kernel
 from introkernels.ops.triton.kernels.statistics import explanation_stats_kernel
-from introkernels.ops.triton.launch import MOST_REGISTERS, launch
+from introkernels.ops.triton.launch import launch
 from introkernels.ops.triton.losses import (
-    CLASSES_OF_A_THREAD,
-    SUMS_OF_A_THREAD,
+    SHORT_ROWS,
     allocate_outputs,
     variant,
     weight_arguments,
@@ -22,6 +21,9 @@ from introkernels.ops.triton.losses import (
 from introkernels.ops.triton.statistics_config import share
 from introkernels.options import Options
 from introkernels.types import SIMILARITIES
+
+# Whose sums the last program adds up at once.
+ROWS_AT_ONCE = 256
 
 
 def explanation_stats(
@@ -48,7 +50,8 @@ def explanation_stats(
         *work.arguments(
             target, class_index, dots, sq_norms, ignore_index, ticket=work.num_slices > 1
         ),
-        **work.constants,
+        SHAPE=work.shape,
+        **work.options,
     )
     return dots, sq_norms
 
@@ -75,9 +78,7 @@ def introspective_forward(
     work = share(gradients, inputs, options.center)
     outputs = allocate_outputs(logits, options.reduction, num_rows)
     constants = variant(logits, options)
-    if class_index is not None:
-        # To tell where each class goes takes more than the registers that ptxas goes for.
-        work.constants["maxnreg"] = MOST_REGISTERS
+    threads = 32 * work.options["num_warps"]
     launch(
         introspective_forward_kernel,
         (work.num_programs,),
@@ -101,14 +102,13 @@ def introspective_forward(
         options.label_smoothing,
         options.similarity_temperature,
         **constants,
-        **work.constants,
+        SHAPE=work.shape,
+        **work.options,
         TICKET=work.several_programs,
         PROJECTION=SIMILARITIES[options.similarity] == "projection",
-        N=min(
-            triton.next_power_of_2(num_classes),
-            32 * work.constants["num_warps"] * CLASSES_OF_A_THREAD,
-        ),
-        BLOCK=32 * work.constants["num_warps"] * SUMS_OF_A_THREAD,
+        N=min(triton.next_power_of_2(num_classes), threads * SHORT_ROWS.of_thread),
+        LANES=min(triton.next_power_of_2(num_classes), threads),
+        BLOCK=ROWS_AT_ONCE,
     )
     return (*outputs[:4], teacher)
 

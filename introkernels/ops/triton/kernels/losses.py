@@ -1,8 +1,8 @@
 """The kernels of the row loss.
 
 Forward: a program owns R rows and walks their classes once, a tile at a time: it reads the logits
-and teacher logits of its rows and writes 72 bytes a row. Backward: the same walk, which writes the
-gradient of each class beside the reads.
+and teacher logits of its rows and writes 40 bytes a row, 56 with label smoothing. Backward: the
+same walk, which writes the gradient of each class beside the reads.
 """
 
 import triton
@@ -14,7 +14,7 @@ from introkernels.ops.triton.kernels.rows import (
     NEVER,
     ROW_STATE,
     UNIT,
-    columns_of_tile,
+    first_tile,
     load_targets,
     load_tile,
     load_weights,
@@ -107,6 +107,7 @@ def loss_forward(
         ce_weight,
         kl_weight,
         REDUCTION,
+        LANES,
         BLOCK,
     )
 
@@ -144,7 +145,7 @@ def loss_backward(
 ):
     """Gradient ``grad_logits [B, C]``, contiguous, from what :func:`loss_forward` kept.
 
-    Reads what the forward reads, 72 bytes a row, and writes B * C numbers. That of class c is
+    Reads what the forward read and wrote, and writes B * C numbers. That of class c is
     ``of_p1 p1_c - hard [c = y] - share weight_c + kl_scale (p_c - q_c)`` with ``p1 = softmax(z)``.
     """
     temperature = tl.full((), temperature, dtype)
@@ -158,11 +159,9 @@ def loss_backward(
     of_row = state + rows * ROW_STATE
     z_max = tl.load(of_row, mask=known, other=0).to(dtype)
     t_max = tl.load(of_row + 1, mask=known, other=0).to(dtype)
-    # Logarithms, so that p and q of equal logits are equal however products are rounded. Where no
-    # class has a soft label, the infinity of its sum makes q NaN.
-    log_sum = tl.log2(tl.load(of_row + 2, mask=known, other=1).to(dtype))
-    log_sum_t = tl.log2(tl.load(of_row + 3, mask=known, other=1).to(dtype))
-    log_teacher_sum = tl.log2(tl.load(of_row + 4, mask=known, other=1).to(dtype))
+    sum_1 = tl.load(of_row + 2, mask=known, other=1).to(dtype)
+    sum_t = tl.load(of_row + 3, mask=known, other=1).to(dtype)
+    teacher_sum = tl.load(of_row + 4, mask=known, other=1).to(dtype)
 
     scale = tl.load(grad_loss + rows * grad_loss_stride, mask=known, other=0).to(dtype)
     ce_scale = scale * tl.full((), ce_weight, dtype)
@@ -178,35 +177,34 @@ def loss_backward(
     share = tl.zeros((R,), dtype)
     of_p1 = hard
     if SMOOTHED:
-        share = ce_scale * label_smoothing / tl.load(of_row + 6, mask=known, other=1).to(dtype)
-        of_p1 = hard + share * tl.load(of_row + 7, mask=known, other=0).to(dtype)
+        share = ce_scale * label_smoothing / tl.load(of_row + 5, mask=known, other=1).to(dtype)
+        of_p1 = hard + share * tl.load(of_row + 6, mask=known, other=0).to(dtype)
+    of_p1 /= sum_1
+    of_p = kl_scale / sum_t
+    # Where no class has a soft label, this infinity times 0 makes the gradient NaN.
+    of_q = kl_scale / teacher_sum
 
     base_2: tl.constexpr = LOG2_E / UNIT
     base_2_t = base_2 / temperature
     N: tl.constexpr = LANES * V * CHUNKS
-    vector, column = columns_of_tile(LANES, V, CHUNKS)
-    logits_offsets = column.to(tl.int64) * logits_stride
-    teacher_offsets = column.to(tl.int64) * teacher_stride
+    vector, column, offsets = first_tile(logits_stride, teacher_stride, LANES, V, CHUNKS)
     of_logits = logits + rows * logits_row_stride
     of_teacher = teacher + rows * teacher_row_stride
     of_grad = grad_logits + rows * num_classes
     exists_row = (rows < num_rows)[None, None, :, None]
     for begin in range(0, num_classes, N):
-        inside = begin // V + vector < num_classes // V
-        mask = known[None, None, :, None] & inside
-        z = load_tile(of_logits, logits_offsets, mask, dtype)
-        t = load_tile(of_teacher, teacher_offsets, mask, dtype)
+        of_rows = of_logits, of_teacher
+        z, t, inside = load_tile(of_rows, offsets, begin, vector, num_classes, known, V, dtype)
         of_z = z * UNIT - z_max[None, None, :, None]
         of_t = t * UNIT - t_max[None, None, :, None]
-        p1 = tl.exp2(of_z * base_2 - log_sum[None, None, :, None])
-        p = tl.exp2(of_z * base_2_t - log_sum_t[None, None, :, None])
-        q = tl.exp2(of_t * base_2_t - log_teacher_sum[None, None, :, None])
+        p1 = of_p1[None, None, :, None] * tl.exp2(of_z * base_2)
+        p = of_p[None, None, :, None] * tl.exp2(of_z * base_2_t)
+        q = of_q[None, None, :, None] * tl.exp2(of_t * base_2_t)
         # Where the target lies in this tile, so that 32 bits tell its class from others.
         place = tl.where((y >= begin) & (y - begin < N), y - begin, -1).to(tl.int32)
         is_target = column == place[None, None, :, None]
-        grad = of_p1[None, None, :, None] * p1 - tl.where(is_target, hard[None, None, :, None], 0)
-        of_kl = kl_scale[None, None, :, None]
-        grad += tl.where(of_kl == 0, 0, of_kl * (p - q))
+        grad = p1 - tl.where(is_target, hard[None, None, :, None], 0)
+        grad += tl.where((kl_scale == 0)[None, None, :, None], 0, p - q)
         if SMOOTHED:
             w = load_weights(weight, weight_stride, begin + column, inside, dtype)
             grad -= share[None, None, :, None] * w

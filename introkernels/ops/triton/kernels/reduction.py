@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from introkernels.ops.triton.kernels.rows import ROW_STATE
+from introkernels.ops.triton.kernels.rows import ROW_STATE, in_lanes
 
 # Codes of introkernels/ops/schema.py.
 REDUCTION_NONE = tl.constexpr(0)
@@ -69,6 +69,7 @@ def finish_losses(
     ce_weight,
     kl_weight,
     REDUCTION: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Hand in the terms of this program's rows; the last program reduces those of all.
@@ -85,10 +86,11 @@ def finish_losses(
         _store_loss(outputs, rows, ce, kl, mask, temperature, ce_weight, kl_weight)
     # The four sums of all programs may be more numbers than 32 bits count.
     stride = tl.full((), num_programs, tl.int64)
-    tl.store(sums + program, tl.sum(ce.to(tl.float64), 0))
-    tl.store(sums + stride + program, tl.sum(kl.to(tl.float64), 0))
-    tl.store(sums + 2 * stride + program, tl.sum(target_weight.to(tl.float64), 0))
-    tl.store(sums + 3 * stride + program, tl.sum(tl.where(live, 1.0, 0.0).to(tl.float64), 0))
+    terms = ce, kl, target_weight, tl.where(live, 1.0, 0.0).to(ce.dtype)
+    for first in tl.static_range(0, 4, LANES):
+        term = first + tl.arange(0, LANES)
+        of_rows = in_lanes(terms, first, LANES).to(tl.float64)
+        tl.store(sums + program + term * stride, tl.sum(of_rows, 0), mask=term < 4)
     if is_last_to_arrive(counter, num_programs):
         ce_sum, kl_sum, weight_sum, num_live = _sums_of_programs(sums, num_programs, BLOCK)
         # As in F.cross_entropy, where label smoothing would make an infinity of it.

@@ -24,24 +24,39 @@ ROW_STATE = tl.constexpr(9)
 def widened(values, dtype: tl.constexpr):
     """``values`` in the compute type."""
     # From half types to float64 through float32: Triton's interpreter knows no other way.
-    if values.dtype.primitive_bitwidth == 16:
+    if values.dtype == tl.bfloat16:
+        # As integers, the upper of two that were loaded together takes an instruction rather than
+        # two: half an instruction less a number.
+        bits = values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        values = bits.to(tl.float32, bitcast=True)
+    elif values.dtype == tl.float16:
         values = values.to(tl.float32)
     return values.to(dtype)
 
 
 @triton.jit
-def columns_of_tile(LANES: tl.constexpr, V: tl.constexpr, CHUNKS: tl.constexpr):
-    """The vectors ``[LANES, 1, 1, CHUNKS]`` of a row's first tile, and its classes, int32."""
+def first_tile(logits_stride, teacher_stride, LANES: tl.constexpr, V: tl.constexpr, CHUNKS):
+    """The vectors ``[LANES, 1, 1, CHUNKS]`` of a row's first tile and its classes, int32, and where
+    these lie from a row's begin, int64, in logits and in teacher logits."""
     lane = tl.arange(0, LANES)[:, None, None, None]
     vector = tl.arange(0, CHUNKS)[None, None, None, :] * LANES + lane
-    return vector, vector * V + tl.arange(0, V)[None, :, None, None]
+    column = vector * V + tl.arange(0, V)[None, :, None, None]
+    wide = column.to(tl.int64)
+    return vector, column, (wide * logits_stride, wide * teacher_stride)
 
 
 @triton.jit
-def load_tile(of_rows, offsets, mask, dtype: tl.constexpr):
-    """Logits at int64 ``offsets`` from ``of_rows [R]``, -inf where the mask is false."""
-    pointers = of_rows[None, None, :, None] + offsets
-    return widened(tl.load(pointers, mask=mask, other=NEVER), dtype)
+def load_tile(of_rows, offsets, begin, vector, num_classes, rows, V: tl.constexpr, dtype):
+    """Logits and teacher logits of the tile from class ``begin`` on, -inf in rows that ``rows``
+    does not name and beyond the last class; and which vectors are not beyond it.
+
+    ``of_rows`` are pointers ``[R]`` to what ``offsets`` count from.
+    """
+    inside = begin // V + vector < num_classes // V
+    mask = rows[None, None, :, None] & inside
+    z = tl.load(of_rows[0][None, None, :, None] + offsets[0], mask=mask, other=NEVER)
+    t = tl.load(of_rows[1][None, None, :, None] + offsets[1], mask=mask, other=NEVER)
+    return widened(z, dtype), widened(t, dtype), inside
 
 
 @triton.jit
@@ -144,9 +159,29 @@ def merge_lanes(sums, temperature, SMOOTHED: tl.constexpr):
     _, _, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits = moved
     sum_1, sum_t = tl.sum(sum_1, 0), tl.sum(sum_t, 0)
     teacher_sum, cross = tl.sum(teacher_sum, 0), tl.sum(cross, 0)
-    num_existing, weight_sum = tl.sum(num_existing, 0), tl.sum(weight_sum, 0)
-    weighted_logits = tl.sum(weighted_logits, 0)
+    if SMOOTHED:
+        num_existing, weight_sum = tl.sum(num_existing, 0), tl.sum(weight_sum, 0)
+        weighted_logits = tl.sum(weighted_logits, 0)
+    else:
+        # Zeros of all lanes would be added up as other numbers are.
+        num_existing = tl.zeros_like(sum_1)
+        weight_sum, weighted_logits = num_existing, num_existing
     return z_max, t_max, sum_1, sum_t, teacher_sum, cross, num_existing, weight_sum, weighted_logits
+
+
+@triton.jit
+def in_lanes(values, first: tl.constexpr, LANES: tl.constexpr):
+    """A tile ``[R, LANES]`` that has in lane i ``values[first + i]``, each ``[R]``.
+
+    The lanes of a row know its values, so that each stores another one at once and nothing is
+    exchanged, as it would be for tensors ``[R]``.
+    """
+    lane = tl.arange(0, LANES)[None, :]
+    tile = values[first][:, None].broadcast_to(values[first].shape[0], LANES)
+    for i in tl.static_range(1, LANES):
+        if first + i < len(values):
+            tile = tl.where(lane == i, values[first + i][:, None], tile)
+    return tile
 
 
 @triton.jit
@@ -167,7 +202,7 @@ def terms_of(sums, z_target, weight_target, temperature, label_smoothing, SMOOTH
     # The infinity of a target that does not exist comes last, so that no weight of zero turns it
     # into NaN.
     ce = tl.where(has_target, ce, ce + float("inf"))
-    kl = cross / teacher_sum / (UNIT * temperature) + tl.log(sum_t / teacher_sum)
+    kl = cross / (teacher_sum * (UNIT * temperature)) + tl.log(sum_t / teacher_sum)
     nothing = sum_1 == 0
     return tl.where(nothing, float("inf"), ce), tl.where(nothing, 0, kl)
 
@@ -206,28 +241,31 @@ def rows_forward(
     temperature = tl.full((), temperature, dtype)
     label_smoothing = tl.full((), label_smoothing, dtype)
     N: tl.constexpr = LANES * V * CHUNKS
-    vector, column = columns_of_tile(LANES, V, CHUNKS)
-    logits_offsets = column.to(tl.int64) * logits_stride
-    teacher_offsets = column.to(tl.int64) * teacher_stride
+    vector, column, offsets = first_tile(logits_stride, teacher_stride, LANES, V, CHUNKS)
     of_logits = logits + rows * logits_row_stride
     of_teacher = teacher + rows * teacher_row_stride
+    # On their way from memory along with the classes.
+    z_target = tl.load(of_logits + y * logits_stride, mask=known, other=NEVER)
+    w_target = load_weights(weight, weight_stride, y, known, dtype)
     sums = no_classes(LANES, R, dtype)
     for begin in range(0, num_classes, N):
-        inside = begin // V + vector < num_classes // V
-        mask = known[None, None, :, None] & inside
-        z = load_tile(of_logits, logits_offsets, mask, dtype)
-        t = load_tile(of_teacher, teacher_offsets, mask, dtype)
+        of_rows = of_logits, of_teacher
+        z, t, inside = load_tile(of_rows, offsets, begin, vector, num_classes, known, V, dtype)
         w = load_weights(weight, weight_stride, begin + column, inside, dtype)
         sums = add_tile(sums, z, t, w, temperature, SMOOTHED)
         of_logits += tl.full((), N, tl.int64) * logits_stride
         of_teacher += tl.full((), N, tl.int64) * teacher_stride
     sums = merge_lanes(sums, temperature, SMOOTHED)
-    for i in tl.static_range(ROW_STATE):
-        tl.store(state + rows * ROW_STATE + i, sums[i].to(tl.float64), mask=rows < num_rows)
-    at_target = logits + rows * logits_row_stride + y * logits_stride
-    z_target = widened(tl.load(at_target, mask=known, other=NEVER), dtype)
-    w_target = load_weights(weight, weight_stride, y, known, dtype)
+    z_target = widened(z_target, dtype)
     ce, kl = terms_of(sums, z_target, w_target, temperature, label_smoothing, SMOOTHED)
+    # ``num_existing`` and ``weight_sum`` are for label smoothing only.
+    kept = (sums[0], sums[1], sums[2], sums[3], sums[4], sums[6], sums[7])
+    num_kept: tl.constexpr = 7 if SMOOTHED else 5
+    lane = tl.arange(0, LANES)[None, :]
+    of_rows = state + (rows * ROW_STATE)[:, None] + lane
+    for first in tl.static_range(0, num_kept, LANES):
+        wanted = (rows < num_rows)[:, None] & (lane < num_kept - first)
+        tl.store(of_rows + first, in_lanes(kept, first, LANES).to(tl.float64), mask=wanted)
     unknown = live & ~known
     ce = tl.where(unknown, float("nan"), tl.where(live, ce, 0))
     kl = tl.where(unknown, float("nan"), tl.where(live, kl, 0))

@@ -30,19 +30,13 @@ NOT_SPECIALIZED = (
 
 
 @triton.jit
-def collect_statistics(
-    partial,
-    dots,
-    sq_norms,
-    num_classes,
-    num_slices,
-    BLOCK_SLICES: tl.constexpr,
-    BLOCK_SUMS: tl.constexpr,
-):
+def collect_statistics(partial, dots, sq_norms, num_classes, num_slices, SHAPE: tl.constexpr):
     """Add up the slices ``partial [num_slices, 2, K]`` of a row, in float64 and in a fixed order.
 
     ``dots`` and ``sq_norms`` point to the row's K results.
     """
+    BLOCK_SLICES: tl.constexpr = SHAPE.block_slices
+    BLOCK_SUMS: tl.constexpr = SHAPE.block_sums
     num_sums = 2 * num_classes
     for first in tl.range(0, num_sums, BLOCK_SUMS):
         column = first + tl.arange(0, BLOCK_SUMS)
@@ -96,17 +90,7 @@ def row_statistics(
     target_stride,
     index_row_stride,
     index_stride,
-    CENTER: tl.constexpr,
-    VECTOR: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_SLICES: tl.constexpr,
-    BLOCK_SUMS: tl.constexpr,
-    ONE_A_WARP: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    ONE_SLICE: tl.constexpr,
-    WIDE: tl.constexpr,
+    SHAPE: tl.constexpr,
     TICKET: tl.constexpr,
 ):
     """This program's share of the statistics, and those of its row where they are complete with it.
@@ -130,14 +114,14 @@ def row_statistics(
             )
         slice_dots = dots
         slice_sq_norms = sq_norms
-        if not ONE_SLICE:
+        if not SHAPE.one_slice:
             partial += row * num_slices * 2 * num_classes
             slice_dots = partial + slice_number.to(tl.int64) * 2 * num_classes
             slice_sq_norms = slice_dots + num_classes
         first_class = group * classes_of_group
         slice_statistics(
-            gradients + row * row_stride * VECTOR,
-            inputs + row * inputs_row_stride * VECTOR,
+            gradients + row * row_stride * SHAPE.vector,
+            inputs + row * inputs_row_stride * SHAPE.vector,
             position,
             slice_dots,
             slice_sq_norms,
@@ -148,22 +132,13 @@ def row_statistics(
             sizes,
             strides,
             class_stride,
-            CENTER,
-            VECTOR,
-            CHUNKS,
-            WIDTH,
-            BLOCK_K,
-            ONE_A_WARP,
-            ONE_TILE,
-            WIDE,
+            SHAPE,
         )
         complete = tl.full((), True, tl.int1)
         if TICKET:
             complete = is_last_to_arrive(counters + row, num_slices * num_groups)
-        if not ONE_SLICE and complete:
-            collect_statistics(
-                partial, dots, sq_norms, num_classes, num_slices, BLOCK_SLICES, BLOCK_SUMS
-            )
+        if not SHAPE.one_slice and complete:
+            collect_statistics(partial, dots, sq_norms, num_classes, num_slices, SHAPE)
     else:
         complete = (slice_number == 0) & (group == 0)
         if complete:
@@ -199,17 +174,7 @@ def explanation_stats_kernel(
     target_stride,
     index_row_stride,
     index_stride,
-    CENTER: tl.constexpr,
-    VECTOR: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_SLICES: tl.constexpr,
-    BLOCK_SUMS: tl.constexpr,
-    ONE_A_WARP: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    ONE_SLICE: tl.constexpr,
-    WIDE: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
     """One program for each row, slice of D and group of classes.
 
@@ -239,16 +204,6 @@ def explanation_stats_kernel(
         target_stride,
         index_row_stride,
         index_stride,
-        CENTER,
-        VECTOR,
-        CHUNKS,
-        WIDTH,
-        BLOCK_K,
-        BLOCK_SLICES,
-        BLOCK_SUMS,
-        ONE_A_WARP,
-        ONE_TILE,
-        ONE_SLICE,
-        WIDE,
-        not ONE_SLICE,
+        SHAPE,
+        not SHAPE.one_slice,
     )

@@ -87,14 +87,7 @@ def slice_statistics(
     sizes,
     strides,
     class_stride,
-    CENTER: tl.constexpr,
-    VECTOR: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ONE_A_WARP: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    WIDE: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
     """The statistics that a slice of a row's dimensions gives for a range of its classes.
 
@@ -106,8 +99,12 @@ def slice_statistics(
     inputs and the target's gradients; centring more classes than fit a tile reads them twice.
     """
     NUMBER: tl.constexpr = tl.float64 if gradients.dtype.element_ty == tl.float64 else tl.float32
-    BLOCK: tl.constexpr = CHUNKS * WIDTH // VECTOR
-    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    # An attribute in a tuple would be no compile-time constant to Triton.
+    WIDTH: tl.constexpr = SHAPE.width
+    BLOCK_K: tl.constexpr = SHAPE.block_k
+    CHUNKS: tl.constexpr = SHAPE.chunks
+    BLOCK: tl.constexpr = CHUNKS * WIDTH // SHAPE.vector
+    INDEX: tl.constexpr = tl.int64 if SHAPE.wide else tl.int32
     num_vectors = tl.full((), 1, tl.int64)
     for i in tl.static_range(len(sizes)):
         num_vectors *= sizes[i]
@@ -116,15 +113,15 @@ def slice_statistics(
     # Counted in vectors, so that the compiler sees whole vectors inside or outside of the slice.
     chunk = tl.arange(0, CHUNKS)[None, :]
     lane = tl.arange(0, WIDTH)[:, None]
-    local = chunk * (WIDTH // VECTOR) + lane // VECTOR
+    local = chunk * (WIDTH // SHAPE.vector) + lane // SHAPE.vector
     in_slice = local < tl.minimum(num_vectors - start, BLOCK).to(tl.int32)
     if len(sizes) == 1:
-        gradients += start * strides[0] * VECTOR
+        gradients += start * strides[0] * SHAPE.vector
         offsets = local.to(INDEX) * strides[0]
     else:
         offsets = _offsets(start.to(INDEX) + local, sizes, strides)
-    offsets = offsets * VECTOR + lane % VECTOR
-    stride = class_stride.to(tl.int64) * VECTOR
+    offsets = offsets * SHAPE.vector + lane % SHAPE.vector
+    stride = class_stride.to(tl.int64) * SHAPE.vector
 
     # Before anything waits: the first tile of classes is on its way from memory while the rest is
     # prepared, and further on the next tile while this one is worked on.
@@ -136,29 +133,19 @@ def slice_statistics(
         end_class,
         stride,
         BLOCK_K,
-        ONE_TILE or not CENTER,
+        SHAPE.one_tile or not SHAPE.center,
     )
     known = position >= 0
     of_target = gradients + tl.maximum(position, 0).to(tl.int64) * stride + offsets
-    of_inputs = inputs + start * VECTOR + (chunk * WIDTH + lane)
-    if CENTER:
-        g_y = tl.load(of_target, mask=in_slice, other=0.0).to(NUMBER)[:, None, :]
-        x = tl.load(of_inputs, mask=in_slice, other=0.0).to(NUMBER)[:, None, :]
-    else:
-        # Where each warp has one class of a tile, it loads these for itself, in the tile's own
-        # layout. Otherwise they are loaded once and exchanged behind a barrier.
-        COPIES: tl.constexpr = BLOCK_K if ONE_A_WARP else 1
-        wanted = in_slice[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        of_target = of_target[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        of_inputs = of_inputs[:, None, :].broadcast_to(WIDTH, COPIES, CHUNKS)
-        g_y = tl.load(of_target, mask=wanted, other=0.0).to(NUMBER)
-        x = tl.load(of_inputs, mask=wanted, other=0.0).to(NUMBER)
+    of_inputs = inputs + start * SHAPE.vector + (chunk * WIDTH + lane)
+    g_y = tl.load(of_target[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
+    x = tl.load(of_inputs[:, None, :], mask=in_slice[:, None, :], other=0.0).to(NUMBER)
 
-    if CENTER:
+    if SHAPE.center:
         # Counted from the target's gradient, what all classes have in common is gone before
         # anything is rounded: g_c - mean_k g_k = (g_c - g_y) - mean_k (g_k - g_y).
         share_of_mean = 1.0 / num_classes.to(NUMBER)
-        if ONE_TILE:
+        if SHAPE.one_tile:
             inside = (tl.arange(0, BLOCK_K) < num_classes)[None, :, None]
             apart = tl.where(inside, tile.to(NUMBER) - g_y, 0.0)
             mean = tl.sum(apart, axis=1)[:, None, :] * share_of_mean
