@@ -82,7 +82,7 @@ def linear_distillation_loss(
     """Distillation of a linear head from any teacher, without the logits of a whole batch.
 
     :func:`distillation_loss` of ``z = features @ weight.T + bias``. Logits of the student, and of a
-    :class:`LinearTeacher`, exist for a chunk of rows at a time: on a CPU 64 MiB or 128 rows, on a
+    :class:`LinearTeacher`, exist for a chunk of rows at a time: on a CPU 64 MiB or 256 rows, on a
     GPU 1 GiB or 512 rows, whichever is more. Rows that are ignored are left out of the products,
     forward and backward; to know them, a GPU is waited for once, but not while a CUDA graph is
     captured.

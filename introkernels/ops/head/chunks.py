@@ -18,7 +18,7 @@ CHUNK_BYTES = {"cpu": 1 << 26, "others": 1 << 30}
 FEWEST_ROWS = {"cpu": 256, "others": 512}
 # The rows of a chunk that meet their teacher at a time. On a CPU memory is what a chunk saves: the
 # gradient of the logits goes where these were.
-PIECE_ROWS = {"cpu": 64, "others": 1 << 30}
+PIECE_ROWS = {"cpu": 256, "others": 1 << 30}
 TILE_ROWS = 64
 # The most matrices of all classes that are alive at a time, in the dtype of the loss: logits,
 # similarities, teacher logits and the gradient of logits. Labels that are split take one more.
