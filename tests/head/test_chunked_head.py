@@ -428,14 +428,14 @@ def test_memory_is_that_of_a_chunk(reduction: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(explanations, "BLOCK_BYTES", 1 << 20)
     width, classes = 8, 32_000
     peaks = {}
-    for rows in (256, 1024):
+    for rows in (512, 1024):
         case = linear_case(rows, classes, width=width, ignored=1, reduction=reduction)
         evaluate(case)
         peaks[rows] = peak_of_tensors(lambda case=case: evaluate(case))
     # The features that are not ignored, their gradient, what a row loss keeps, and a few numbers
     # of each row.
     of_each_row = 2 * 4 * width + 8 * ROW_STATE + 160
-    assert peaks[1024] - peaks[256] < (1024 - 256) * of_each_row
+    assert peaks[1024] - peaks[512] < (1024 - 512) * of_each_row
     # For the gradient of the bias, a copy of that of the logits in float64.
     of_chunk = chunks.FEWEST_ROWS["cpu"] * classes * 4
     of_piece = chunks.PIECE_ROWS["cpu"] * classes * 4
