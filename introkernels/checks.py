@@ -316,6 +316,7 @@ def row_weight(weight: object, shape: Sequence[int], owner: Tensor) -> None:
             f"row_weight must have shape {list(shape)}, one weight for each row, "
             f"got {describe(weight)}"
         )
+    in_memory({"row_weight": weight})
     if weight.device != owner.device:
         raise ValueError(f"row_weight must be on {owner.device}, got {describe(weight)}")
 
@@ -408,7 +409,9 @@ def class_weight(weight: object, num_classes: int, owner: Tensor, name: str = "w
         raise ValueError(f"{name} must be on {owner.device}, got {describe(weight)}")
 
 
-def teacher(value: object, owner_name: str, owner: Tensor, shape: Sequence[int]) -> None:
+def teacher(
+    value: object, owner_name: str, owner: Tensor, shape: Sequence[int], target: object
+) -> None:
     """Check a teacher of rows ``shape[:-1]`` and classes ``shape[-1]`` against its student.
 
     Teacher logits have their classes where the student's ``logits`` have them, in dimension 1; a
@@ -417,7 +420,14 @@ def teacher(value: object, owner_name: str, owner: Tensor, shape: Sequence[int])
     """
     *rows, classes = shape
     if isinstance(value, ExplanationStats):
-        stats(value, owner_name, owner if owner.dim() == 2 else owner.flatten(0, -2), classes)
+        if target is None:
+            raise ValueError("target must say which class was explained, got None with statistics")
+        if len(rows) != 1:
+            raise ValueError(
+                f"{owner_name} must be a matrix where teacher holds explanation statistics, "
+                f"got {describe(owner)}"
+            )
+        stats(value, owner_name, owner, classes)
     elif isinstance(value, LinearTeacher):
         of_rows = {"teacher.features": value.features, "teacher.weight": value.weight}
         if value.bias is not None:
@@ -426,6 +436,7 @@ def teacher(value: object, owner_name: str, owner: Tensor, shape: Sequence[int])
         _linear_teacher(value, rows, classes)
     elif isinstance(value, TopKTeacher):
         int64_tensor("teacher.indices", value.indices)
+        in_memory({"teacher.indices": value.indices})
         same_device(owner_name, owner, "teacher.indices", value.indices)
         _tensors_of_teacher({"teacher.log_probs": value.log_probs}, owner_name, owner)
         _top_k_teacher(value, rows, classes)
@@ -496,7 +507,8 @@ def classes_of_teacher(indices: Tensor, num_classes: int) -> None:
 
     Where values can't be looked at, their row is NaN.
     """
-    if not values_are_readable(indices) or indices.numel() == 0:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or not values_are_readable(indices) or indices.numel() == 0:
         return
     least, largest = indices.aminmax()
     if bool(least < 0) or bool(largest >= num_classes):
@@ -650,6 +662,12 @@ def all_are_classes(target: Tensor, num_classes: int, ignore_index: int) -> bool
     least, largest = target.aminmax()
     # Compared as Python's numbers, in a third of the time.
     return least.item() >= 0 and largest.item() < num_classes
+
+
+def explained_classes(index: Tensor, num_classes: int) -> None:
+    """Raise for a mixture's classes ``[B, K]`` that are out of range (IndexError) or repeated."""
+    any_class = index[:, 0] if index.numel() else index.new_zeros(len(index))
+    class_index_values(index, any_class, num_classes, num_classes)
 
 
 def class_index_values(

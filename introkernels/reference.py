@@ -154,7 +154,7 @@ def distillation_loss(
         ce = cross_entropies(logits, is_target, live, weight, label_smoothing)
         if weight is not None:
             target_weight = torch.where(is_target, weight.detach().double(), 0).sum(1)
-    student, teacher_rows = _rows_of(logits, teacher, target, temperature)
+    student, teacher_rows = _rows_of(logits, teacher, target, live, temperature)
     kl = divergences(student, teacher_rows, live, temperature, divergence, beta)
 
     of_row = torch.where(live, 1.0 if row_weight is None else row_weight.reshape(-1).double(), 0)
@@ -312,7 +312,7 @@ def _of_shape(
 
 
 def _rows_of(
-    logits: Tensor, teacher: Teacher, target: Tensor | None, temperature: float
+    logits: Tensor, teacher: Teacher, target: Tensor | None, live: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """What the divergence is between: logits of student and teacher, of as many classes."""
     num_classes = logits.shape[1]
@@ -325,12 +325,15 @@ def _rows_of(
         assert target is not None
         explained = teacher_logits(teacher, target, temperature=temperature)
         return logits, teachers.among_all(explained, teacher.class_index, num_classes)
-    log_probs = teacher.log_probs.reshape(len(logits), -1).detach().double()
-    indices = teacher.indices.reshape(len(logits), -1)
-    student = logits.double().gather(1, indices)
+    shape = (len(logits), teacher.indices.shape[-1])
+    log_probs = teacher.log_probs.reshape(shape).detach().double()
+    indices = teacher.indices.reshape(shape)
+    logits = torch.where(live[:, None], logits.double(), 0)
+    indices = torch.where(live[:, None], indices, torch.arange(shape[1], device=indices.device))
+    student = logits.gather(1, indices)
     if teacher.tail == "renormalize" or indices.shape[1] == num_classes:
         return student, log_probs
-    others = logits.double().scatter(1, indices, _NEVER)
+    others = logits.scatter(1, indices, _NEVER)
     nothing = (others == _NEVER).all(1, keepdim=True)
     # The gradient of a sum of no exponentials would be NaN.
     others = torch.where(nothing, 0, others).logsumexp(1, keepdim=True)

@@ -211,7 +211,14 @@ def target_column(
 
 def at_explained(target: Tensor, class_index: Tensor | None) -> Tensor:
     """Class probabilities ``[B, C]`` of explained classes, as ``[B, K]``."""
-    return target if class_index is None else target.gather(1, class_index)
+    if class_index is None:
+        return target
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and not class_index.is_meta:
+        checks.explained_classes(class_index, target.shape[1])
+    known = (class_index >= 0) & (class_index < target.shape[1])
+    found = target.gather(1, torch.where(known, class_index, 0))
+    return torch.where(known, found, float("nan"))
 
 
 def among_all(logits: Tensor, class_index: Tensor | None, num_classes: int) -> Tensor:

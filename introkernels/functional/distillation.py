@@ -78,7 +78,7 @@ def distillation_loss(
         logits: ``[B, C]``, or ``[B, C, d1, ...]`` as in ``F.cross_entropy``.
         teacher: logits of the same shape, -inf where a class has no soft label (a row of -inf alone
             has a divergence of NaN); or a :class:`LinearTeacher`, :class:`TopKTeacher` or
-            :class:`ExplanationStats` of these rows, all for logits ``[B, C]``.
+            :class:`ExplanationStats` of these rows, the last for logits ``[B, C]`` alone.
         target: ``[B, d1, ...]`` int64 class indices, or ``ignore_index``; class probabilities of
             the shape of ``logits``; or None where ``ce_weight`` is 0: the part ``ce`` is then NaN.
 
@@ -89,7 +89,7 @@ def distillation_loss(
     checks.logits_and_target(logits, target, ce_weight)
     num_classes = logits.shape[1]
     shape = logits.shape[:1] + logits.shape[2:]
-    checks.teacher(teacher, "logits", logits, (*shape, num_classes))
+    checks.teacher(teacher, "logits", logits, (*shape, num_classes), target)
     checks.class_weight(weight, num_classes, logits)
     checks.row_weight(row_weight, shape, logits)
     checks.in_memory({"logits": logits, "target": target, "weight": weight})

@@ -112,10 +112,11 @@ def linear_distillation_loss(
     checks.flag("return_parts", return_parts)
     checks.linear_head(features, weight, target, bias, ce_weight)
     num_classes, shape = weight.shape[0], features.shape[:-1]
-    checks.teacher(teacher, "features", features, (*shape, num_classes))
+    checks.teacher(teacher, "features", features, (*shape, num_classes), target)
     checks.class_weight(class_weight, num_classes, features, "class_weight")
     checks.row_weight(row_weight, shape, features)
     checks.in_memory({"features": features, "weight": weight, "target": target, "bias": bias})
+    checks.in_memory({"class_weight": class_weight})
     options = Options(
         *checks.loss_keywords(
             temperature,

@@ -100,6 +100,9 @@ def row_loss(operators: SimpleNamespace, call: RowCall, teacher_logits: Tensor) 
     if target is not None and target.is_floating_point():
         # Two gradients add up, and are rounded once.
         logits = logits.to(loss_dtype(logits))
+        # Autograd refuses to keep what was made in inference mode.
+        compiling = torch.compiler.is_compiling()
+        target = target.clone() if not compiling and target.is_inference() else target
     operators = for_divergence(operators, options)
 
     def lose(target: Tensor, weight: Tensor | None, options: Options) -> LossParts:
@@ -179,11 +182,16 @@ def logits_of_stats(operators: SimpleNamespace, call: RowCall, stats: Explanatio
 def _top_k_loss(operators: SimpleNamespace, call: RowCall, teacher: TopKTeacher) -> LossParts:
     """The cross entropy of all classes, and the divergence of those that the teacher names."""
     indices, log_probs = teacher.indices.flatten(0, -2), teacher.log_probs.flatten(0, -2)
-    teacher = TopKTeacher(indices, log_probs, teacher.tail)
-    teacher = teachers.in_range(teacher, call.logits.shape[1])
-    student, teacher_logits = teachers.of_top_k(call.logits, teacher)
     # Two gradients add up, and are rounded once.
-    call = call._replace(logits=call.logits.to(loss_dtype(call.logits)))
+    logits = call.logits.to(loss_dtype(call.logits))
+    if call.target is not None and not call.target.is_floating_point():
+        # Whatever an ignored row holds, it has no part in the gradient.
+        live = (call.target != call.options.ignore_index)[:, None]
+        logits, log_probs = torch.where(live, logits, 0), torch.where(live, log_probs, 0)
+        indices = torch.where(live, indices, torch.arange(indices.shape[1], device=indices.device))
+    call = call._replace(logits=logits)
+    teacher = teachers.in_range(TopKTeacher(indices, log_probs, teacher.tail), logits.shape[1])
+    student, teacher_logits = teachers.of_top_k(logits, teacher)
     hard = call._replace(options=call.options._replace(kl_weight=0.0, divergence=0))
     of_target = row_loss(operators, hard, call.logits.detach())
     soft = row_loss(operators, call.without_cross_entropy(student), teacher_logits)
@@ -194,16 +202,20 @@ def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, options: Options
 ) -> Tensor:
     """``F.cross_entropy`` of class probabilities, in which a class of logit -inf does not exist."""
-    log_p = torch.log_softmax(logits.to(loss_dtype(logits)), 1)
     exists = logits != _NEVER
+    # A row without any class would have no gradient but NaN.
+    z = logits.to(loss_dtype(logits)).masked_fill(~exists.any(1, keepdim=True), 0)
+    log_p = torch.where(exists, torch.log_softmax(z, 1), torch.logsumexp(z, 1, keepdim=True).neg())
+    masked = ((target != 0) & ~exists).any(1)
     target = target.to(log_p.dtype)
     if options.label_smoothing > 0:
         count = exists.sum(1, keepdim=True, dtype=log_p.dtype).clamp(min=1)
         share = options.label_smoothing / count
         target = (1 - options.label_smoothing) * target + torch.where(exists, share, 0)
-    # Probability zero times -inf is NaN.
-    surprise = torch.where(target == 0, 0, -log_p)
-    ce = (target * surprise if weight is None else target * weight * surprise).sum(1)
+    ce = -(target * log_p if weight is None else target * weight * log_p).sum(1)
+    # The infinity of a class that does not exist comes last, so that no weight of zero turns it
+    # into NaN.
+    ce = torch.where(masked, ce + float("inf"), ce)
     reduction = REDUCTIONS[options.reduction]
     if reduction == "none":
         return ce
