@@ -346,3 +346,50 @@ def test_rows_that_are_ignored_are_left_out(ignored: int) -> None:
     assert loss.isfinite()
     assert features.grad is not None
     assert torch.equal(features.grad.ne(0).any(1), target != -100)
+
+
+def test_whatever_ignored_rows_hold(backend: str) -> None:
+    logits = torch.randn(3, CLASSES, dtype=torch.float64)
+    logits[1] = torch.nan
+    indices = torch.tensor([[0, 1], [-1, -1], [2, 3]])
+    log_probs = torch.tensor([[-1.0, -2.0], [torch.nan, torch.nan], [-0.5, -3.0]]).double()
+    target = torch.tensor([0, -100, 2])
+    for tail in ("bucket", "renormalize"):
+        teacher = ik.TopKTeacher(indices, log_probs, tail)
+        parts, grads = call(ik, (logits,), teacher, target)
+        exact, of_definition = call(ik.reference, (logits,), teacher, target)
+        for part, expected in zip([*parts, *grads], [*exact, *of_definition], strict=True):
+            assert part.isfinite().all()
+            assert_accurate(part, expected)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("student", ["logits", "head"])
+def test_compiled(backend: str, student: str, teacher: str) -> None:
+    tensors, source = student_of(student, torch.float32), TEACHERS[teacher](torch.float32)
+
+    def loss(*leaves: Tensor) -> Tensor:
+        if len(leaves) == 1:
+            return ik.distillation_loss(leaves[0], source, target)
+        features, weight, bias = leaves
+        return ik.linear_distillation_loss(features, weight, source, target, bias)
+
+    target = torch.arange(ROWS) % CLASSES
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+    torch.testing.assert_close(compiled, loss(*leaves))
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    torch.testing.assert_close(torch.autograd.grad(compiled, leaves), expected)
+
+
+def test_statistics_need_a_class_and_a_matrix() -> None:
+    stats = ik.ExplanationStats(torch.ones(12, 6), torch.ones(12, 6))
+    with pytest.raises(ValueError, match="logits must be a matrix where teacher holds expl"):
+        ik.distillation_loss(torch.zeros(2, 6, 3), stats, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="target must say which class was explained, got None"):
+        ik.distillation_loss(torch.zeros(12, 6), stats, None, ce_weight=0.0)
+    with pytest.raises(ValueError, match="target must say which class was explained, got None"):
+        ik.linear_distillation_loss(
+            torch.zeros(12, 4), torch.zeros(6, 4), stats, None, ce_weight=0.0
+        )

@@ -207,7 +207,6 @@ def wrong_shapes() -> Iterator[Any]:
             (function, "logits", {"logits": z(B, 0)}, "at least one class"),
             (function, "target", {"target": z(B, C + 1)}, "class probabilities"),
             (function, "target", {"target": z(B)}, "class probabilities"),
-            (function, "target", {"target": z(C, B).mT}, "class probabilities"),
             (function, "row_weight", {"row_weight": z(B + 1)}, f"[{B}]"),
             (function, "row_weight", {"row_weight": z(B, 1)}, f"[{B}]"),
         ]

@@ -330,6 +330,64 @@ def test_compiled(backend: str, divergence: dict[str, Any]) -> None:
 
     expected = evaluate(case)
     logits = case["logits"].clone().requires_grad_()
+    torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(logits)
     torch.testing.assert_close(compiled, expected.loss)
     torch.testing.assert_close(torch.autograd.grad(compiled, logits)[0], expected.grads["logits"])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": True}, {"label_smoothing": 1.0}, {"label_smoothing": 0.1}], ids=str
+)
+def test_masked_classes_of_mixtures(backend: str, options: dict[str, Any]) -> None:
+    """No gradient, and infinity where they have a probability; rows without any class too."""
+    case = distillation_case(4, 6, torch.float64, reduction="none", **options | {"weight": None})
+    logits = case["logits"].clone()
+    logits[0, 2] = -torch.inf
+    logits[1, 3] = -torch.inf
+    logits[2] = -torch.inf
+    target = torch.full((4, 6), 1 / 6, dtype=torch.float64)
+    target[1] = torch.tensor([0.5, 0.5, 0, 0, 0, 0])
+    case = case.with_tensors(logits=logits, target=target)
+    if options.get("weight"):
+        weight = torch.tensor([1.0, 1, 0, 1, 1, 1], dtype=torch.float64)
+        case = case.with_keywords(weight=weight)
+    result, expected = evaluate(case), defined(case)
+    for part in ("loss", "ce", "kl"):
+        assert_accurate(getattr(result, part), getattr(expected, part))
+    assert_accurate(result.grads["logits"], expected.grads["logits"])
+    assert result.ce.isinf().tolist() == [True, False, True, False]
+
+
+def test_probabilities_made_in_inference_mode(backend: str) -> None:
+    with torch.inference_mode():
+        target = torch.softmax(torch.randn(4, 6), 1)
+    logits = torch.randn(4, 6, requires_grad=True)
+    loss = ik.distillation_loss(logits, torch.zeros(4, 6), target)
+    assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("class_index", "error", "message"),
+    [
+        ([[0, 1, 1], [0, 1, 2]], ValueError, "each class once"),
+        ([[0, 1, 9], [0, 1, 2]], IndexError, "is 9, outside"),
+        ([[0, -1, 3], [0, 1, 2]], IndexError, "is -1, outside"),
+    ],
+)
+def test_classes_of_a_mixture(
+    backend: str, class_index: list[list[int]], error: type[Exception], message: str
+) -> None:
+    target, index = torch.full((2, 6), 1 / 6), torch.tensor(class_index)
+    with pytest.raises(error, match=message):
+        ik.introspective_loss(
+            torch.zeros(2, 6), target, torch.ones(2, 3, 4), torch.ones(2, 4), class_index=index
+        )
+
+
+def test_freed_weights_of_rows() -> None:
+    weight = torch.ones(4)
+    weight.untyped_storage().resize_(0)
+    target = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="row_weight must have memory"):
+        ik.distillation_loss(torch.zeros(4, 6), torch.zeros(4, 6), target, row_weight=weight)
