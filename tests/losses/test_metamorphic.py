@@ -81,7 +81,7 @@ def test_a_constant_added_to_the_teacher_logits_of_a_row(backend: str) -> None:
 @every_loss
 @every_reduction
 def test_classes_in_another_order(backend: str, loss: str, reduction: str) -> None:
-    labels = {} if loss == "distillation_loss" else {"label_mode": "split"}
+    labels = {"label_mode": "split"} if loss in WITH_LABELS else {}
     case = build(
         loss, class_weights=True, label_smoothing=0.1, ignored=1, reduction=reduction, **labels
     )
